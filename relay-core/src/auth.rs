@@ -1,0 +1,125 @@
+//! Who is calling: tokens, SCRAM verifiers, principals.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use zeroize::Zeroizing;
+
+use crate::ids::{DeviceId, KeyId};
+
+/// A token, key or PIN: shown by nothing, wiped when dropped.
+#[derive(Clone)]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    /// Keeps `text`.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(Zeroizing::new(text.into()))
+    }
+
+    /// A new token: 256 random bits, 52 characters of `[a-z2-7]`.
+    pub fn random() -> Self {
+        Self::new(crate::random::base32::<32>())
+    }
+
+    /// The secret itself. Never log it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        use subtle::ConstantTimeEq;
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+}
+impl Eq for Secret {}
+
+/// What somebody shows to be let in.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Credentials {
+    /// A bearer token, which also says who it belongs to.
+    Bearer(Secret),
+    /// A device's own name with its token (SASL PLAIN).
+    Device {
+        /// Who it claims to be.
+        device: DeviceId,
+        /// Its token.
+        token: Secret,
+    },
+}
+
+/// Who was let in.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Principal {
+    /// A device, by its own credential.
+    Device(DeviceId),
+    /// A service, by its key.
+    Service(KeyId),
+    /// The administrator, by theirs.
+    Administrator(KeyId),
+}
+
+/// Which hash a SCRAM exchange runs on (RFC 5802, RFC 7677).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ScramHash {
+    /// SCRAM-SHA-1
+    Sha1,
+    /// SCRAM-SHA-256
+    Sha256,
+}
+
+/// What the relay keeps instead of a password (RFC 5802 §3): enough to check a proof, not enough to make one.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ScramVerifier {
+    /// Rounds of PBKDF2.
+    pub iterations: u32,
+    /// The salt.
+    pub salt: Box<[u8]>,
+    /// H(ClientKey).
+    pub stored_key: Box<[u8]>,
+    /// ServerKey.
+    pub server_key: Box<[u8]>,
+}
+
+impl fmt::Debug for ScramVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ScramVerifier({} iterations)", self.iterations)
+    }
+}
+
+/// Why nobody was let in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuthError {
+    /// Wrong, unknown, revoked: deliberately one and the same.
+    #[error("credentials were not accepted")]
+    Rejected,
+    /// They could not be checked now.
+    #[error("credentials cannot be checked now")]
+    Unavailable,
+}
+
+/// Checks credentials. Given to a transport at construction.
+///
+/// # Implementing
+/// Unknown devices must cost and look the same as known ones with a wrong credential (threat T10).
+#[async_trait]
+pub trait Authenticator: fmt::Debug + Send + Sync + 'static {
+    /// Says who shows `credentials`.
+    async fn authenticate(&self, credentials: &Credentials) -> Result<Principal, AuthError>;
+
+    /// What to check a SCRAM proof of `device` against. For an unknown device: a verifier that no proof meets, whose
+    /// salt is the same each time it is asked for.
+    async fn verifier(&self, device: &DeviceId, hash: ScramHash) -> Result<ScramVerifier, AuthError>;
+}
