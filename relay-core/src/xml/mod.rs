@@ -1,1 +1,28 @@
-//! Being laid.
+//! XML as XMPP restricts it: one element tree, bounded, namespace-aware, nothing expanded.
+//!
+//! ```text
+//! bytes ── Element::parse (Limits) ──▶ Element ── vocabulary::decode ──▶ Envelope
+//! bytes ◀───── Element::write_to ───── Element ◀── vocabulary::encode ── Envelope
+//! ```
+//!
+//! The parser takes UTF-8 and refuses, at the first one it meets, document types, processing instructions, comments
+//! and entity references other than the five predefined ones, so nothing is ever expanded or fetched. Character
+//! references, CDATA sections and an XML declaration in front are legal. Every size has a bound ([`Limits`]), the work
+//! is linear in the input, and neither parser, writer nor drop recurses.
+//!
+//! [`vocabulary`] is the form of an [`Envelope`](crate::envelope::Envelope) on the wire.
+
+mod chars;
+mod element;
+mod error;
+mod namespace;
+mod parse;
+pub mod vocabulary;
+mod write;
+
+pub use self::{
+    element::{Attribute, Element, Node},
+    error::{XmlError, XmlRule},
+    namespace::{Namespace, ns},
+    parse::Limits,
+};
