@@ -1,1 +1,15 @@
-//! (being laid)
+//! XMPP over BOSH, both ends, on protocol machines that do no I/O.
+#![cfg_attr(not(test), deny(clippy::unwrap_used))]
+
+pub mod client;
+pub mod config;
+pub mod error;
+pub mod exchange;
+pub mod proto;
+pub mod server;
+pub mod wire;
+
+pub use crate::{
+    config::BoshServerConfig,
+    server::{BoshListener, ConnectionManager, Post, Reply},
+};

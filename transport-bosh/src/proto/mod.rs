@@ -1,0 +1,3 @@
+//! The protocol's machines: no I/O, no clock, no randomness.
+
+pub mod client;
