@@ -262,7 +262,8 @@ pub fn has_capability(capabilities: &Map<String, Value>, wanted: &str) -> bool {
     let wanted = fold(wanted);
     let is = |value: &Value, wanted: &str| match value {
         Value::String(text) => fold(text) == wanted,
-        Value::Bool(_) | Value::Number(_) => value.to_string() == wanted,
+        Value::Bool(value) => wanted == if *value { "true" } else { "false" },
+        Value::Number(value) => value.to_string() == wanted,
         _ => false,
     };
     capabilities.iter().any(|(name, value)| {

@@ -1,0 +1,205 @@
+//! Finding devices: what a key may see, page by page (P3).
+
+use std::fmt;
+
+use data_encoding::BASE64URL_NOPAD;
+use hmac::{Hmac, KeyInit, Mac};
+use relay_core::{
+    auth::Principal,
+    ids::DeviceId,
+    store::{DeviceQuery, DeviceRecord, MAX_PAGE, StoreError, StoredSecret},
+};
+use sha2::Sha256;
+
+use super::auth::{Action, Auth};
+
+/// Pages of the store that one call looks through. A key that sees little of a large fleet gets short pages rather
+/// than the relay's time.
+const LOOKED_THROUGH: usize = 10;
+/// Bytes of MAC in a cursor.
+const MAC: usize = 16;
+
+/// Finds devices for callers.
+#[derive(Clone)]
+pub(crate) struct Directory {
+    auth: Auth,
+    secret: StoredSecret,
+}
+
+impl fmt::Debug for Directory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Directory").finish_non_exhaustive()
+    }
+}
+
+/// What was found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// At most as many as asked for; maybe fewer, or none, although there are more.
+    pub(crate) devices: Vec<DeviceRecord>,
+    /// How to ask on; `None` at the end of the list.
+    pub(crate) next: Option<String>,
+}
+
+/// Why nothing was looked for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FindError {
+    /// A cursor that this relay did not give to this caller for this query (T6, T7).
+    #[error("the cursor is not one that was given for this query")]
+    Cursor,
+    /// The store could not be asked.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Directory {
+    /// Finds what `auth` lets its callers see.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the secret behind cursors cannot be had.
+    pub(crate) async fn new(auth: Auth) -> Result<Self, StoreError> {
+        let secret = auth.store().secret("cursors").await?;
+        Ok(Self { auth, secret })
+    }
+
+    /// Devices that `principal` may list, which meet `query` and `also` (such as a state, which no store knows);
+    /// `limit` is cut to 1 to 1,000. `also` is given to the cursor as `also_is`, so that it cannot change on the way.
+    ///
+    /// # Errors
+    /// [`FindError`].
+    pub(crate) async fn find(
+        &self,
+        principal: &Principal,
+        query: &DeviceQuery,
+        (also_is, also): (&str, impl Fn(&DeviceRecord) -> bool + Send),
+        limit: usize,
+        cursor: Option<&str>,
+    ) -> Result<Found, FindError> {
+        let limit = limit.clamp(1, MAX_PAGE);
+        let bound_to = format!("{principal:?} {query:?} {also_is:?}");
+        let mut after =
+            cursor.map(|cursor| self.open(cursor, &bound_to).ok_or(FindError::Cursor)).transpose()?;
+        let mut devices = Vec::new();
+        for _ in 0..LOOKED_THROUGH {
+            // One more than is missing would do if nothing is passed over; a whole page if much is.
+            let page = self.auth.store().devices(query, after.as_ref(), MAX_PAGE.min(2 * limit)).await?;
+            let mut items = page.items.into_iter().peekable();
+            while let Some(record) = items.next() {
+                let id = record.id.clone();
+                if self.auth.allows(principal, &record, Action::List) && also(&record) {
+                    devices.push(record);
+                }
+                if devices.len() == limit {
+                    let more = items.peek().is_some() || page.next.is_some();
+                    return Ok(Found { devices, next: more.then(|| self.seal(&id, &bound_to)) });
+                }
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(Found { devices, next: None }),
+            }
+        }
+        let next = after.map(|after| self.seal(&after, &bound_to));
+        Ok(Found { devices, next })
+    }
+
+    fn mac(&self, id: &str, bound_to: &str) -> Hmac<Sha256> {
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(self.secret.expose()).expect("HMAC takes a key of any length");
+        // An ID has no line break, so the two cannot run into each other.
+        mac.update(id.as_bytes());
+        mac.update(b"\n");
+        mac.update(bound_to.as_bytes());
+        mac
+    }
+
+    fn seal(&self, after: &DeviceId, bound_to: &str) -> String {
+        let mut bytes = self.mac(after.as_str(), bound_to).finalize().into_bytes()[..MAC].to_vec();
+        bytes.extend_from_slice(after.as_str().as_bytes());
+        BASE64URL_NOPAD.encode(&bytes)
+    }
+
+    fn open(&self, cursor: &str, bound_to: &str) -> Option<DeviceId> {
+        // Longer than any that was given: not worth decoding.
+        let bytes = BASE64URL_NOPAD.decode(cursor.get(..cursor.len().min(256))?.as_bytes()).ok()?;
+        let (mac, id) = bytes.split_at_checked(MAC)?;
+        let id = std::str::from_utf8(id).ok()?;
+        self.mac(id, bound_to).verify_truncated_left(mac).ok()?;
+        DeviceId::new(id).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::SystemTime};
+
+    use relay_core::{
+        ids::KeyId,
+        store::{MemoryStore, Prepared, Store},
+    };
+
+    use super::*;
+
+    async fn directory(devices: usize) -> (Directory, Principal) {
+        let store = Arc::new(MemoryStore::new());
+        let prepared: Vec<_> =
+            (0..devices).map(|n| Prepared::new(DeviceId::new(&format!("dev-{n:05}")).unwrap())).collect();
+        store.prepare(&prepared, SystemTime::now()).await.unwrap();
+        let auth = Auth::load(store, 10, |_, _| {}).await.unwrap();
+        let (id, _) = auth.new_key(vec!["device:*7".into()]).await.unwrap();
+        (Directory::new(auth).await.unwrap(), Principal::Service(id))
+    }
+
+    #[tokio::test]
+    async fn p3_pages_join_to_all_that_a_key_may_see_and_nothing_else() {
+        let (directory, principal) = directory(2500).await;
+        for limit in [1, 7, 100, 250, 5000] {
+            let (mut ids, mut cursor, mut calls) = (Vec::new(), None, 0);
+            loop {
+                let query = DeviceQuery::new();
+                let all = ("", |_: &DeviceRecord| true);
+                let found = directory.find(&principal, &query, all, limit, cursor.as_deref()).await.unwrap();
+                assert!(found.devices.len() <= limit);
+                ids.extend(found.devices.into_iter().map(|record| record.id.as_str().to_owned()));
+                cursor = found.next;
+                calls += 1;
+                if cursor.is_none() {
+                    break;
+                }
+                assert!(calls < 2600, "pages do not end");
+            }
+            let expected: Vec<_> = (0..250).map(|n| format!("dev-{:05}", n * 10 + 7)).collect();
+            assert_eq!(ids, expected, "at {limit} a page");
+        }
+    }
+
+    #[tokio::test]
+    async fn t6_t7_a_cursor_is_good_for_its_caller_and_query_alone() {
+        let (directory, principal) = directory(100).await;
+        let query = DeviceQuery::new();
+        let all = |_: &DeviceRecord| true;
+        let found = directory.find(&principal, &query, ("", all), 1, None).await.unwrap();
+        let cursor = found.next.unwrap();
+        assert!(directory.find(&principal, &query, ("", all), 1, Some(&cursor)).await.is_ok());
+        let other = Principal::Service(KeyId::new("other").unwrap());
+        let mut named = DeviceQuery::new();
+        named.name = Some("x".into());
+        for (principal, query, state) in
+            [(&other, &query, ""), (&principal, &named, ""), (&principal, &query, "online")]
+        {
+            let refused = directory.find(principal, query, (state, all), 1, Some(&cursor)).await;
+            assert!(matches!(refused, Err(FindError::Cursor)));
+        }
+        for at in 0..cursor.len() {
+            let mut bytes = cursor.clone().into_bytes();
+            bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };
+            let changed = String::from_utf8(bytes).unwrap();
+            let refused = directory.find(&principal, &query, ("", all), 1, Some(&changed)).await;
+            assert!(matches!(refused, Err(FindError::Cursor)), "changed at {at}");
+        }
+        for odd in ["", "ü", "====", &"A".repeat(10_000), &"ä".repeat(200), &cursor[..cursor.len() - 1]] {
+            let refused = directory.find(&principal, &query, ("", all), 1, Some(odd)).await;
+            assert!(matches!(refused, Err(FindError::Cursor)), "{odd:?}");
+        }
+    }
+}
