@@ -1,0 +1,196 @@
+//! What a relay costs with a fleet on it: memory per device, CPU per request and per connect, beside a bare long-poll
+//! forwarder under the same load, on this machine and in this run. Ends with an error if it is over budget.
+//!
+//! ```text
+//! cargo build --release -p server-sdk --features relay --bin relay -p examples --bin fleet --bin bare-forwarder
+//! target/release/fleet
+//! ```
+//!
+//! Every device logs in over BOSH with SCRAM and holds a request; each answer is checked to be that device's, to that
+//! call. The servers are processes of their own; the load, which is this process, keeps to one thread so that they
+//! have the other core. docs/performance.md says what the numbers mean.
+#![expect(clippy::future_not_send, reason = "the load keeps to one thread")]
+
+mod enrol;
+mod http;
+mod load;
+mod report;
+mod server;
+mod wire;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::Parser;
+use tokio::{task::LocalSet, time::Instant};
+
+use crate::{
+    load::{Fleet, Shape, Target},
+    report::{Calls, Report, Run},
+    server::Server,
+};
+
+/// Measures a relay with a fleet of devices on it.
+#[derive(Debug, Parser)]
+struct Options {
+    /// How many devices.
+    #[arg(long, default_value_t = 5000)]
+    devices: usize,
+    /// How many calls, for each way of answering.
+    #[arg(long, default_value_t = 30_000)]
+    requests: usize,
+    /// How many calls at once.
+    #[arg(long, default_value_t = 64)]
+    in_flight: usize,
+    /// How many runs to take medians of.
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+    /// The relay's program; the one beside this one if left out.
+    #[arg(long)]
+    relay: Option<PathBuf>,
+    /// Where to put the numbers as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Measures the bare forwarder alone.
+    #[arg(long)]
+    bare: bool,
+}
+
+/// The whole of it is over by then, or has failed.
+const WHOLE: Duration = Duration::from_secs(420);
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match measure(&options) {
+        Ok(report) => {
+            print!("{report}");
+            if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("fleet: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn measure(options: &Options) -> Result<Report, String> {
+    raise_descriptors(2 * options.devices + 500)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|it| it.to_string())?;
+    let local = LocalSet::new();
+    let runs =
+        local.block_on(&runtime, async { tokio::time::timeout(WHOLE, all_runs(options, &local)).await });
+    let (relay, bare) = runs.map_err(|_| format!("not over after {WHOLE:?}"))??;
+    let report = Report::new(options.devices, options.requests, &relay, &bare);
+    if let Some(file) = &options.json {
+        let text = format!("{:#}\n", report.json());
+        std::fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))?;
+    }
+    Ok(report)
+}
+
+async fn all_runs(options: &Options, local: &LocalSet) -> Result<(Vec<Run>, Vec<Run>), String> {
+    let here = std::env::current_exe().map_err(|error| error.to_string())?;
+    let folder = here.parent().unwrap_or_else(|| Path::new("."));
+    let relay = options.relay.clone().unwrap_or_else(|| folder.join("relay"));
+    let scratch = Scratch::new()?;
+    let data = scratch.0.join("data");
+
+    let (mut of_relay, mut of_bare) = (Vec::new(), Vec::new());
+    let anonymous: Vec<_> =
+        (0..options.devices).map(|n| wire::Device::new(&format!("device-{n}"), "", "localhost")).collect();
+    let mut enrolled = None;
+    for number in 1..=options.runs {
+        if !options.bare {
+            if enrolled.is_none() {
+                let start = Instant::now();
+                std::fs::create_dir_all(&data).map_err(|error| error.to_string())?;
+                let server = Server::relay(&relay, &data).await?;
+                let key = enrol::administrator(&data)?;
+                let devices = enrol::enrol(server.address, &key, options.devices).await?;
+                eprintln!("enrolled {} devices in {:.0?}", devices.len(), start.elapsed());
+                enrolled = Some((key, devices));
+            }
+            // A fresh process, so that what enrolment left on the heap is not counted, or reused.
+            let server = Server::relay(&relay, &data).await?;
+            if let Some((key, devices)) = &mut enrolled {
+                let target = Target::Relay { key: key.clone() };
+                let run = one_run(options, &server, target, devices, local).await?;
+                eprintln!("run {number}, relay: {run:.1?}");
+                of_relay.push(run);
+            }
+        }
+        let server = Server::bare(&folder.join("bare-forwarder"))?;
+        let run = one_run(options, &server, Target::Bare, &mut anonymous.clone(), local).await?;
+        eprintln!("run {number}, bare forwarder: {run:.1?}");
+        of_bare.push(run);
+    }
+    Ok((of_relay, of_bare))
+}
+
+async fn one_run(
+    options: &Options,
+    server: &Server,
+    target: Target,
+    devices: &mut [wire::Device],
+    local: &LocalSet,
+) -> Result<Run, String> {
+    let count = devices.len() as f64;
+    let (empty, cpu) = (server.resident()?, server.cpu()?);
+    let mut fleet = Fleet::connect(devices, server.address, target, local).await?;
+    let connect = (server.cpu()? - cpu) / count;
+    let held = (server.resident()? - empty) / count;
+
+    let in_session = calls(options, server, &mut fleet).await?;
+    let used = (server.resident()? - empty) / count;
+
+    fleet.answer(Shape::ByHttp);
+    // Every device opens its second connection.
+    fleet.call(devices.len(), options.in_flight).await?;
+    let both = (server.resident()? - empty) / count;
+    let by_http = calls(options, server, &mut fleet).await?;
+    Ok(Run { connect, held, used, both, in_session, by_http })
+}
+
+async fn calls(options: &Options, server: &Server, fleet: &mut Fleet) -> Result<Calls, String> {
+    fleet.call(options.requests / 10, options.in_flight).await?;
+    let (cpu, start) = (server.cpu()?, Instant::now());
+    let took = fleet.call(options.requests, options.in_flight).await?;
+    let (cpu, elapsed) = (server.cpu()? - cpu, start.elapsed());
+    let at =
+        |part: usize| took.get(took.len() * part / 100).map_or(f64::NAN, |took| took.as_secs_f64() * 1e3);
+    let requests = options.requests as f64;
+    Ok(Calls { cpu: cpu / requests, median: at(50), p99: at(99), rate: requests / elapsed.as_secs_f64() })
+}
+
+/// Each device has up to two descriptors, here and in the server, which inherits the limit.
+fn raise_descriptors(wanted: usize) -> Result<(), String> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.maximum.is_some_and(|maximum| maximum < wanted as u64) {
+        return Err(format!("{wanted} descriptors are needed, the hard limit is {:?}", limit.maximum));
+    }
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).map_err(|error| format!("raising the limit of descriptors: {error}"))
+}
+
+/// A folder for the relay, gone afterwards.
+#[derive(Debug)]
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self, String> {
+        let folder = std::env::temp_dir().join(format!("relay-fleet-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

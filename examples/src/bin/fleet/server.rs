@@ -1,0 +1,101 @@
+//! The process that is measured, and what the kernel knows of it.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+/// A server process; killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: SocketAddr,
+}
+
+impl Server {
+    /// Starts the bare forwarder.
+    pub(crate) fn bare(program: &Path) -> Result<Self, String> {
+        let mut child = Command::new(program)
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("{program:?}: {error}"))?;
+        let mut line = String::new();
+        let output = child.stdout.take().ok_or("no output to read")?;
+        BufReader::new(output).read_line(&mut line).map_err(|error| error.to_string())?;
+        let address = line.trim().strip_prefix("listening on ").and_then(|address| address.parse().ok());
+        let address = address.ok_or_else(|| format!("the forwarder said {line:?}"))?;
+        Ok(Self { child, address })
+    }
+
+    /// Starts a relay on `data`, and waits until it is ready.
+    pub(crate) async fn relay(program: &Path, data: &Path) -> Result<Self, String> {
+        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let address = free.map_err(|error| error.to_string())?;
+        let log = fs::File::create(data.with_extension("log")).map_err(|error| error.to_string())?;
+        let child = Command::new(program)
+            .args(["serve", "--listen", &address.to_string(), "--data"])
+            .arg(data)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().map_err(|error| error.to_string())?)
+            .stderr(log)
+            .spawn()
+            .map_err(|error| format!("{program:?}: {error}"))?;
+        let mut server = Self { child, address };
+        for _ in 0..200 {
+            if let Ok(mut connection) = crate::http::Connection::open([127, 0, 0, 1].into(), address).await
+                && let Ok((200, _)) = connection.ask("GET /readyz HTTP/1.1", "").await
+            {
+                return Ok(server);
+            }
+            if let Ok(Some(status)) = server.child.try_wait() {
+                return Err(format!("the relay ended with {status}; see {:?}", data.with_extension("log")));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Err("the relay was not ready in 10 s".into())
+    }
+
+    /// Resident memory in KiB.
+    pub(crate) fn resident(&self) -> Result<f64, String> {
+        let status = self.proc("status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS in /proc")?;
+        line.trim().trim_end_matches("kB").trim().parse().map_err(|error| format!("VmRSS: {error}"))
+    }
+
+    /// CPU time in µs, user and kernel, of all its threads.
+    pub(crate) fn cpu(&self) -> Result<f64, String> {
+        // Clock ticks are hundredths of a second: too coarse, where the scheduler's nanoseconds are to be had.
+        let tasks =
+            fs::read_dir(format!("/proc/{}/task", self.child.id())).map_err(|error| error.to_string())?;
+        let nanoseconds: Option<f64> = tasks
+            .map(|task| {
+                let schedule = fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+                schedule.split_whitespace().next()?.parse::<f64>().ok()
+            })
+            .sum();
+        if let Some(nanoseconds) = nanoseconds.filter(|&nanoseconds| nanoseconds > 0.0) {
+            return Ok(nanoseconds / 1e3);
+        }
+        let stat = self.proc("stat")?;
+        let fields = stat.rsplit_once(')').ok_or("no name in /proc stat")?.1;
+        let ticks: f64 =
+            fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum();
+        Ok(ticks * 1e4)
+    }
+
+    fn proc(&self, file: &str) -> Result<String, String> {
+        fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).map_err(|error| error.to_string())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
