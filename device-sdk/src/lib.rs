@@ -1,1 +1,97 @@
-//! (being laid)
+//! For device vendors: a device that a service on the Internet can reach at any moment, through any NAT.
+//!
+//! The device keeps one outbound session to a relay. A service asks the relay for the device by name; the relay pushes
+//! the request down the session; the device's handler answers; the answer is what the service's own call returns.
+//!
+//! ```text
+//! service ── HTTP ──▶ relay ── session ──▶ Device ──▶ Router ──▶ your handler
+//! service ◀── HTTP ── relay ◀── answer ────────────────────────────┘
+//! ```
+//!
+//! # A whole device
+//!
+//! ```no_run
+//! use device_sdk::{Device, HandlerError, Registration, Router, Set};
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let router = Router::new()
+//!         .get("1.3.6.1.2.1.43.11.1.1.9.1.1", || async { Ok(83) })
+//!         .set("1.3.6.1.2.1.1.6.0", |Set(location): Set<String>| async move {
+//!             if location.len() > 255 { Err(HandlerError::bad_value("too long")) } else { Ok(location) }
+//!         });
+//!     let device = Device::builder("https://relay.example", "printer-1")
+//!         .pin("12345678")
+//!         .state_folder("/var/lib/printer-1")
+//!         .registration(Registration::new().model("Example 7000"))
+//!         .router(router)
+//!         .start()
+//!         .await?;
+//!     device.online().await?;
+//!     device.closed().await;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # What it does by itself
+//!
+//! It enrolls once (a PIN for a credential of its own), registers, opens its session, in this order; asks the relay
+//! whether it still knows the session when nothing was pushed for a while; comes back, with back-off and jitter, for as
+//! long as it takes; runs handlers beside one another, within bounds; never runs a request twice; delivers each answer
+//! until the relay says what became of it. [`Device::events`] tells a user interface.
+//!
+//! # Where to go on
+//!
+//! [`Router`] and [`Handler`] for what the device does, [`Builder`] for its settings, [`Device`] for what can be said to
+//! it while it runs. A transport of another kind is a [`relay_core::transport::Connector`], given to
+//! [`Builder::connector`].
+//!
+//! # Features
+//!
+//! | feature | default | brings |
+//! |---|---|---|
+//! | `bosh` | yes | XMPP over BOSH, used when no connector is given |
+//!
+//! # What it is not
+//!
+//! It listens on no port, and calls nobody but its relay.
+#![cfg_attr(not(test), deny(clippy::unwrap_used))]
+
+mod agent;
+mod backoff;
+mod builder;
+mod device;
+mod error;
+mod event;
+mod handler;
+mod http;
+mod ledger;
+mod registration;
+mod router;
+mod session;
+mod shell;
+mod state;
+
+pub use relay_core::{
+    ids::{AccountId, AppName, DeviceId, Method, ObjectId, RequestId, SiteId},
+    request::{Body, Request, Response},
+};
+
+pub use crate::{
+    agent::OnQuiet,
+    backoff::ReconnectConfig,
+    builder::Builder,
+    device::Device,
+    error::{ControlError, OnlineError, StartError, StateError},
+    event::{Event, Events, SessionState, Step},
+    handler::{Context, FromRequest, Handler, HandlerError, IntoBody, Json, Set},
+    http::{HttpError, HttpErrorKind, RelayHttp, Verdict},
+    ledger::RespondBy,
+    registration::{App, Registration},
+    router::Router,
+};
+
+/// The time that tokio's clock, which a test can hold, shows.
+fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
+}

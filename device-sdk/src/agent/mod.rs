@@ -1,0 +1,618 @@
+//! The agent: when to enroll, register, connect, ask and come back. No I/O, no clock, no randomness of its own.
+//!
+//! ```text
+//! Off ◀─ maintenance off ── any                     any ── shutdown ─▶ Stopped
+//! Off ── maintenance on ─▶ Working(enroll? ─▶ register? ─▶ connect) ─▶ Online
+//! Working ── failed ─▶ Waiting ── its time ─▶ Working
+//! Working ── PIN refused ─▶ Refused ── new PIN ─▶ Working
+//! Online ── ended, or asked in vain ─▶ Waiting or Working
+//! ```
+//!
+//! The shell carries out what [`Agent::poll_output`] says, one [`Op`] at a time, and reports back through
+//! [`Agent::handle_input`]. An operation bears its number; what is reported under a number that is no longer current
+//! changes nothing.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use relay_core::{ids::SessionId, transport::EndReason};
+
+use crate::{
+    backoff::{Backoff, Jitter, ReconnectConfig},
+    event::{Event, SessionState, Step},
+};
+
+#[cfg(test)]
+mod tests;
+
+/// A takeover by another machine is forgotten only after this long: clones take turns for hours.
+const REPLACED_FORGOTTEN: Duration = Duration::from_secs(3600);
+const LONGEST_SLOW: Duration = Duration::from_secs(3600);
+
+/// What the device does when nothing was pushed for its `keepalive`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum OnQuiet {
+    /// Asks the relay, outside the session, whether it still knows the session: known, and a fresh connection is
+    /// opened on it; unknown or no answer, and a new session is. The only choice that tells a dead connection from a
+    /// quiet one at the price of one small call.
+    #[default]
+    Ask,
+    /// Opens a fresh connection on the session without asking. Cheapest; a session that the relay forgot is noticed
+    /// by what it answers there.
+    Reopen,
+    /// Opens a new session without asking.
+    NewSession,
+    /// Does nothing: only what the transport itself notices is noticed.
+    Off,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct AgentConfig {
+    pub(crate) keepalive: Option<Duration>,
+    pub(crate) on_quiet: OnQuiet,
+    /// How long a survival notification may take.
+    pub(crate) answer_within: Duration,
+    /// How long each other step may take.
+    pub(crate) step_within: Duration,
+    pub(crate) reconnect: ReconnectConfig,
+}
+
+/// Numbers operations and the sessions that come of them.
+pub(crate) type Attempt = u64;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Op {
+    Enroll,
+    Register,
+    Connect { resume: Option<SessionId>, deadline: Instant },
+    AskAlive { session: SessionId },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FailureKind {
+    /// The credential was not accepted.
+    Refused,
+    /// The relay has no such device.
+    UnknownDevice,
+    /// The relay understood and will not have it so.
+    Rejected,
+    /// Another machine with this ID took over.
+    Replaced,
+    /// Anything that trying again can help.
+    Passing,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) kind: FailureKind,
+    pub(crate) words: Box<str>,
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl Failure {
+    pub(crate) fn passing(words: &str) -> Self {
+        Self { kind: FailureKind::Passing, words: words.into(), retry_after: None }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Done {
+    /// Enrolled; the token is on disk.
+    Enrolled,
+    Registered,
+    Connected {
+        session: SessionId,
+        resumed: bool,
+    },
+    Alive {
+        known: bool,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Input {
+    Maintenance(bool),
+    /// Run the start-up order again, as if the device had just been switched on.
+    Activate,
+    /// What the device is has changed.
+    Register,
+    /// There is a PIN that was not tried yet.
+    Pin,
+    Done(Attempt, Result<Done, Failure>),
+    /// The relay pushed something on the session that this attempt opened.
+    Pushed(Attempt),
+    Ended(Attempt, EndReason),
+    /// Time has passed.
+    Woken,
+    Shutdown,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Output {
+    Run(Attempt, Op),
+    Abort(Attempt),
+    /// Go on over a fresh connection on the session in force.
+    Refresh,
+    /// Say goodbye on the session in force.
+    CloseSession,
+    State(SessionState),
+    Event(Event),
+    /// Come back then. The last output, unless there is nothing to come back for.
+    WakeAt(Instant),
+}
+
+#[derive(Debug)]
+enum Phase {
+    Off,
+    Working,
+    Waiting { until: Instant },
+    Refused,
+    Online { session: SessionId, attempt: Attempt, since: Instant, quiet_since: Instant },
+    Stopped,
+}
+
+#[derive(Debug)]
+struct Running {
+    attempt: Attempt,
+    step: Option<Step>,
+    deadline: Instant,
+}
+
+#[derive(Debug)]
+pub(crate) struct Agent {
+    config: AgentConfig,
+    phase: Phase,
+    running: Option<Running>,
+    attempts: Attempt,
+    has_token: bool,
+    has_pin: bool,
+    registered: bool,
+    /// Online only: when what could not be registered is tried again.
+    register_at: Option<Instant>,
+    resume: Option<SessionId>,
+    backoff: Backoff,
+    jitter: Jitter,
+    replaced: u32,
+    refused: u32,
+    outputs: VecDeque<Output>,
+    told_wake: bool,
+}
+
+/// What the agent knows when it is made.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    pub(crate) has_token: bool,
+    pub(crate) has_pin: bool,
+    /// The session of the device's last run.
+    pub(crate) resume: Option<SessionId>,
+    pub(crate) seed: u64,
+}
+
+impl Agent {
+    /// An agent with session maintenance off.
+    pub(crate) fn new(config: AgentConfig, known: Known) -> Self {
+        Self {
+            backoff: Backoff::new(config.reconnect.first, config.reconnect.longest),
+            config,
+            phase: Phase::Off,
+            running: None,
+            attempts: 0,
+            has_token: known.has_token,
+            has_pin: known.has_pin,
+            registered: false,
+            register_at: None,
+            resume: known.resume,
+            jitter: Jitter::new(known.seed),
+            replaced: 0,
+            refused: 0,
+            outputs: VecDeque::new(),
+            told_wake: false,
+        }
+    }
+
+    pub(crate) fn handle_input(&mut self, now: Instant, input: Input) {
+        self.told_wake = false;
+        if matches!(self.phase, Phase::Stopped) {
+            return;
+        }
+        match input {
+            Input::Maintenance(on) => self.maintenance(now, on),
+            Input::Activate => self.activate(now),
+            Input::Register => self.register_again(now),
+            Input::Pin => {
+                self.has_pin = true;
+                if matches!(self.phase, Phase::Refused) || (self.refused > 0 && self.is_waiting()) {
+                    self.has_token = false;
+                    self.refused = 0;
+                    self.next_step(now);
+                }
+            }
+            Input::Done(attempt, result) => self.done(now, attempt, result),
+            Input::Pushed(of) => {
+                if let Phase::Online { attempt, quiet_since, .. } = &mut self.phase
+                    && *attempt == of
+                {
+                    *quiet_since = now;
+                }
+            }
+            Input::Ended(of, reason) => {
+                if matches!(&self.phase, Phase::Online { attempt, .. } if *attempt == of) {
+                    self.ended(now, reason);
+                }
+            }
+            Input::Woken => self.woken(now),
+            Input::Shutdown => {
+                self.leave();
+                self.phase = Phase::Stopped;
+                self.tell(SessionState::Stopped);
+                self.event(Event::Stopped);
+            }
+        }
+    }
+
+    pub(crate) fn poll_output(&mut self) -> Option<Output> {
+        if let Some(output) = self.outputs.pop_front() {
+            return Some(output);
+        }
+        if std::mem::replace(&mut self.told_wake, true) {
+            return None;
+        }
+        self.wake_at().map(Output::WakeAt)
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        let running = self.running.as_ref().map(|running| running.deadline);
+        let own = match &self.phase {
+            Phase::Waiting { until } => Some(*until),
+            // One operation at a time: what is quiet too long while one runs is seen to when it is done.
+            Phase::Online { quiet_since, .. } if running.is_none() => {
+                [self.quiet_at(*quiet_since), self.register_at].into_iter().flatten().min()
+            }
+            _ => None,
+        };
+        [running, own].into_iter().flatten().min()
+    }
+
+    fn quiet_at(&self, quiet_since: Instant) -> Option<Instant> {
+        match self.config.on_quiet {
+            OnQuiet::Off => None,
+            _ => self.config.keepalive.map(|keepalive| quiet_since + keepalive),
+        }
+    }
+
+    const fn is_waiting(&self) -> bool {
+        matches!(self.phase, Phase::Waiting { .. })
+    }
+
+    fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    fn tell(&mut self, state: SessionState) {
+        self.outputs.push_back(Output::State(state));
+    }
+
+    fn run(&mut self, now: Instant, op: Op, within: Duration) {
+        self.attempts += 1;
+        let attempt = self.attempts;
+        let step = match &op {
+            Op::Enroll => Some(Step::Enroll),
+            Op::Register => Some(Step::Register),
+            Op::Connect { .. } => Some(Step::Connect),
+            Op::AskAlive { .. } => None,
+        };
+        self.running = Some(Running { attempt, step, deadline: now + within });
+        self.outputs.push_back(Output::Run(attempt, op));
+    }
+
+    fn abort(&mut self) {
+        if let Some(running) = self.running.take() {
+            self.outputs.push_back(Output::Abort(running.attempt));
+        }
+    }
+
+    /// Leaves whatever the device is in the middle of.
+    fn leave(&mut self) {
+        self.abort();
+        if matches!(self.phase, Phase::Online { .. }) {
+            self.outputs.push_back(Output::CloseSession);
+        }
+    }
+
+    fn maintenance(&mut self, now: Instant, on: bool) {
+        if on == !matches!(self.phase, Phase::Off) {
+            return;
+        }
+        self.event(Event::Maintenance { on });
+        if on {
+            self.start_over(now);
+        } else {
+            self.leave();
+            self.phase = Phase::Off;
+            // A clean goodbye: the relay has nothing to go on with.
+            self.resume = None;
+            self.tell(SessionState::Off);
+        }
+    }
+
+    fn activate(&mut self, now: Instant) {
+        match self.phase {
+            Phase::Waiting { .. } | Phase::Refused => self.start_over(now),
+            Phase::Online { .. } => {
+                self.registered = false;
+                self.outputs.push_back(Output::Refresh);
+                self.register_online(now);
+            }
+            Phase::Off | Phase::Working | Phase::Stopped => {}
+        }
+    }
+
+    fn register_again(&mut self, now: Instant) {
+        self.registered = false;
+        let telling_the_old =
+            self.running.as_ref().is_some_and(|running| running.step == Some(Step::Register));
+        if telling_the_old {
+            self.abort();
+        }
+        match self.phase {
+            Phase::Online { .. } => self.register_online(now),
+            Phase::Working if telling_the_old => self.next_step(now),
+            _ => {}
+        }
+    }
+
+    fn start_over(&mut self, now: Instant) {
+        self.backoff.reset();
+        self.refused = 0;
+        self.registered = false;
+        self.next_step(now);
+    }
+
+    /// The start-up order: credential, registration, session.
+    fn next_step(&mut self, now: Instant) {
+        let within = self.config.step_within;
+        if !self.has_token && !self.has_pin {
+            self.phase = Phase::Refused;
+            self.tell(SessionState::Refused);
+            return;
+        }
+        if !matches!(self.phase, Phase::Working) {
+            self.phase = Phase::Working;
+            self.tell(SessionState::Starting);
+        }
+        if !self.has_token {
+            self.run(now, Op::Enroll, within);
+        } else if !self.registered {
+            self.run(now, Op::Register, within);
+        } else {
+            let resume = self.resume.clone();
+            self.run(now, Op::Connect { resume, deadline: now + within }, within);
+        }
+    }
+
+    fn register_online(&mut self, now: Instant) {
+        if self.running.is_none() && !self.registered {
+            self.register_at = None;
+            self.run(now, Op::Register, self.config.step_within);
+        }
+    }
+
+    fn done(&mut self, now: Instant, attempt: Attempt, result: Result<Done, Failure>) {
+        let Some(running) = self.running.take_if(|running| running.attempt == attempt) else { return };
+        if matches!(self.phase, Phase::Online { .. }) {
+            return self.done_online(now, running.step, result);
+        }
+        let Some(step) = running.step else { return };
+        match result {
+            Ok(Done::Enrolled) => {
+                (self.has_token, self.has_pin) = (true, false);
+                self.event(Event::Enrolled);
+                self.next_step(now);
+            }
+            Ok(Done::Registered) => {
+                self.registered = true;
+                self.event(Event::Registered);
+                self.next_step(now);
+            }
+            Ok(Done::Connected { session, resumed }) => {
+                self.refused = 0;
+                self.resume = Some(session.clone());
+                self.phase = Phase::Online { session, attempt, since: now, quiet_since: now };
+                self.register_at = None;
+                self.tell(SessionState::Online);
+                self.event(Event::Online { resumed });
+                self.register_online(now);
+            }
+            Ok(Done::Alive { .. }) => self.fail(now, step, Failure::passing("an answer to another question")),
+            Err(failure) => self.fail(now, step, failure),
+        }
+    }
+
+    fn done_online(&mut self, now: Instant, step: Option<Step>, result: Result<Done, Failure>) {
+        match (step, result) {
+            (None, Ok(Done::Alive { known: true })) => {
+                self.event(Event::Survival { known: Some(true) });
+                self.refresh(now);
+                self.register_online(now);
+            }
+            (None, answer) => {
+                let known = match answer {
+                    Ok(_) => Some(false),
+                    Err(Failure { kind: FailureKind::UnknownDevice, .. }) => {
+                        self.registered = false;
+                        Some(false)
+                    }
+                    Err(_) => None,
+                };
+                if known.is_some() {
+                    self.resume = None;
+                }
+                self.event(Event::Survival { known });
+                self.new_session(now);
+            }
+            (Some(_), Ok(_)) => {
+                self.registered = true;
+                self.event(Event::Registered);
+            }
+            (Some(_), Err(failure)) if failure.kind == FailureKind::Rejected => {
+                self.registered = true;
+                self.event(Event::RegistrationRefused { words: failure.words });
+            }
+            // The session is up, so there is no hurry and nothing to tear down.
+            (Some(step), Err(failure)) => {
+                let longest = self.config.reconnect.longest;
+                let retry_in =
+                    longest + Backoff::new(longest, longest).next(&mut self.jitter, failure.retry_after);
+                self.register_at = Some(now + retry_in);
+                self.event(Event::Failed { step, words: failure.words, retry_in });
+            }
+        }
+    }
+
+    fn refresh(&mut self, now: Instant) {
+        if let Phase::Online { quiet_since, .. } = &mut self.phase {
+            *quiet_since = now;
+            self.outputs.push_back(Output::Refresh);
+        }
+    }
+
+    fn new_session(&mut self, now: Instant) {
+        self.outputs.push_back(Output::CloseSession);
+        self.phase = Phase::Working;
+        self.tell(SessionState::Starting);
+        self.next_step(now);
+    }
+
+    fn wait(&mut self, now: Instant, delay: Duration) {
+        self.phase = Phase::Waiting { until: now + delay };
+        self.tell(SessionState::Waiting);
+    }
+
+    fn fail(&mut self, now: Instant, step: Step, failure: Failure) {
+        match failure.kind {
+            FailureKind::Refused | FailureKind::UnknownDevice => self.refuse(now, step, failure.words),
+            FailureKind::Rejected if step == Step::Register => {
+                self.registered = true;
+                self.event(Event::RegistrationRefused { words: failure.words });
+                self.next_step(now);
+            }
+            FailureKind::Replaced => {
+                let retry_in = self.replaced_delay();
+                self.wait(now, retry_in);
+                self.event(Event::Failed { step, words: failure.words, retry_in });
+            }
+            FailureKind::Rejected | FailureKind::Passing => {
+                let retry_in = self.backoff.next(&mut self.jitter, failure.retry_after);
+                self.wait(now, retry_in);
+                self.event(Event::Failed { step, words: failure.words, retry_in });
+            }
+        }
+    }
+
+    /// The credential was not accepted. A PIN is never shown twice: five wrong tries would void a good one.
+    fn refuse(&mut self, now: Instant, step: Step, words: Box<str>) {
+        if step == Step::Enroll {
+            self.has_pin = false;
+        }
+        if !self.has_token {
+            self.phase = Phase::Refused;
+            self.tell(SessionState::Refused);
+            self.event(Event::CredentialRefused { step, words, retry_in: None });
+            return;
+        }
+        if self.has_pin {
+            // A token from before, and a PIN that was not tried: the device was enrolled anew.
+            self.has_token = false;
+            self.event(Event::CredentialRefused { step, words, retry_in: Some(Duration::ZERO) });
+            return self.next_step(now);
+        }
+        let window = self.config.reconnect.refused.saturating_mul(2u32.saturating_pow(self.refused.min(8)));
+        let window = window.min(LONGEST_SLOW);
+        self.refused = self.refused.saturating_add(1);
+        let retry_in = window / 2 + self.jitter.within(window / 2);
+        self.phase = Phase::Waiting { until: now + retry_in };
+        self.tell(SessionState::Refused);
+        self.event(Event::CredentialRefused { step, words, retry_in: Some(retry_in) });
+    }
+
+    fn replaced_delay(&mut self) -> Duration {
+        let window =
+            self.config.reconnect.replaced.saturating_mul(2u32.saturating_pow(self.replaced.min(12)));
+        let window = window.min(LONGEST_SLOW);
+        self.replaced = self.replaced.saturating_add(1);
+        window / 2 + self.jitter.within(window / 2)
+    }
+
+    fn ended(&mut self, now: Instant, reason: EndReason) {
+        let Phase::Online { since, .. } = &self.phase else { return };
+        let lived = now.saturating_duration_since(*since);
+        self.abort();
+        if lived >= self.config.reconnect.stable_after {
+            self.backoff.reset();
+        }
+        if lived >= REPLACED_FORGOTTEN {
+            self.replaced = 0;
+        }
+        let retry_in = match reason {
+            EndReason::Replaced => {
+                self.resume = None;
+                self.replaced_delay()
+            }
+            EndReason::Revoked => {
+                self.resume = None;
+                self.event(Event::Offline { reason, retry_in: self.config.reconnect.refused });
+                return self.refuse(now, Step::Connect, "the relay revoked it".into());
+            }
+            EndReason::Drain { retry_after } | EndReason::Overloaded { retry_after } => {
+                self.backoff.next(&mut self.jitter, retry_after)
+            }
+            EndReason::Expired => {
+                self.resume = None;
+                self.backoff.next(&mut self.jitter, None)
+            }
+            _ => self.backoff.next(&mut self.jitter, None),
+        };
+        self.wait(now, retry_in);
+        self.event(Event::Offline { reason, retry_in });
+    }
+
+    fn woken(&mut self, now: Instant) {
+        if let Some(running) = self.running.as_ref().filter(|running| running.deadline <= now) {
+            let attempt = running.attempt;
+            self.outputs.push_back(Output::Abort(attempt));
+            self.done(now, attempt, Err(Failure::passing("no answer in time")));
+            return;
+        }
+        match &self.phase {
+            Phase::Waiting { until } if *until <= now => self.next_step(now),
+            Phase::Online { .. }
+                if self.running.is_none() && self.register_at.is_some_and(|at| at <= now) =>
+            {
+                self.register_online(now);
+            }
+            Phase::Online { session, quiet_since, .. }
+                if self.running.is_none() && self.quiet_at(*quiet_since).is_some_and(|at| at <= now) =>
+            {
+                match self.config.on_quiet {
+                    OnQuiet::Ask => {
+                        let session = session.clone();
+                        self.run(now, Op::AskAlive { session }, self.config.answer_within);
+                    }
+                    OnQuiet::Reopen => {
+                        self.refresh(now);
+                        self.register_online(now);
+                    }
+                    OnQuiet::NewSession => {
+                        self.resume = None;
+                        self.new_session(now);
+                    }
+                    OnQuiet::Off => {}
+                }
+            }
+            _ => {}
+        }
+    }
+}

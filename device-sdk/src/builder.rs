@@ -1,0 +1,293 @@
+//! Starting a device.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use relay_core::{auth::Secret, ids::DeviceId, transport::Connector};
+use tokio::sync::{Mutex, broadcast, mpsc, watch};
+
+use crate::{
+    agent::{Agent, AgentConfig, Known, OnQuiet},
+    backoff::ReconnectConfig,
+    device::{Device, Inner},
+    error::{StartError, StateError},
+    event::{BACKLOG, Event, SessionState},
+    http::{
+        RelayHttp,
+        client::{self, HttpRelay, RelayUrl},
+    },
+    ledger::{Ledger, LedgerConfig, RespondBy},
+    registration::Registration,
+    router::Router,
+    shell::{Parts, Shell},
+    state::{Damage, State},
+};
+
+const KEEPALIVE: Duration = Duration::from_secs(60);
+const MIN_KEEPALIVE: Duration = Duration::from_secs(1);
+const MAX_KEEPALIVE: Duration = Duration::from_secs(24 * 3600);
+const MAX_CONCURRENCY: usize = 1024;
+
+/// What a device is made of. Made by [`Device::builder`]; everything has a default but the credential.
+#[derive(Debug)]
+#[must_use = "a device starts with `start`"]
+pub struct Builder {
+    relay_url: String,
+    device_id: String,
+    pin: Option<Secret>,
+    token: Option<Secret>,
+    state_folder: Option<PathBuf>,
+    maintenance: bool,
+    keepalive: Duration,
+    on_quiet: OnQuiet,
+    registration: Registration,
+    router: Router,
+    respond_by: Option<RespondBy>,
+    concurrency: usize,
+    reconnect: ReconnectConfig,
+    allow_plaintext: bool,
+    #[cfg(feature = "bosh")]
+    domain: String,
+    connector: Option<Arc<dyn Connector>>,
+    relay_http: Option<Arc<dyn RelayHttp>>,
+}
+
+impl Builder {
+    pub(crate) fn new(relay_url: String, device_id: String) -> Self {
+        Self {
+            relay_url,
+            device_id,
+            pin: None,
+            token: None,
+            state_folder: None,
+            maintenance: true,
+            keepalive: KEEPALIVE,
+            on_quiet: OnQuiet::default(),
+            registration: Registration::new(),
+            router: Router::new(),
+            respond_by: None,
+            concurrency: 16,
+            reconnect: ReconnectConfig::default(),
+            allow_plaintext: false,
+            #[cfg(feature = "bosh")]
+            domain: "localhost".to_owned(),
+            connector: None,
+            relay_http: None,
+        }
+    }
+
+    /// The one-time PIN that the device trades for its own credential when it first starts, and when the relay no
+    /// longer takes the one it has.
+    pub fn pin(mut self, pin: impl Into<String>) -> Self {
+        self.pin = Some(Secret::new(pin));
+        self
+    }
+
+    /// The device's credential, if it was enrolled in some other way. What the state folder holds comes first.
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(Secret::new(token));
+        self
+    }
+
+    /// Where the device keeps its credential and settings. Without it they are gone when the process is, and the PIN is
+    /// spent all the same: a device that is to outlive a restart has a folder.
+    pub fn state_folder(mut self, path: impl Into<PathBuf>) -> Self {
+        self.state_folder = Some(path.into());
+        self
+    }
+
+    /// Session maintenance as the device leaves the factory. Default: on. Once
+    /// [`set_maintenance`](Device::set_maintenance) was called, what was said there holds.
+    pub const fn maintenance(mut self, on: bool) -> Self {
+        self.maintenance = on;
+        self
+    }
+
+    /// How long nothing may be pushed before the device makes sure that its session lives. Default 60 s; 1 s to 24 h.
+    /// Shorter finds a dead connection sooner and costs a call each time; longer than what the network leaves an idle
+    /// connection alone, and pushes wait that long.
+    pub const fn keepalive(mut self, keepalive: Duration) -> Self {
+        self.keepalive = keepalive;
+        self
+    }
+
+    /// How it makes sure. Default: [`OnQuiet::Ask`].
+    pub const fn on_quiet(mut self, on_quiet: OnQuiet) -> Self {
+        self.on_quiet = on_quiet;
+        self
+    }
+
+    /// What the device tells the relay about itself.
+    pub fn registration(mut self, registration: Registration) -> Self {
+        self.registration = registration;
+        self
+    }
+
+    /// What the device does when it is asked.
+    pub fn router(mut self, router: Router) -> Self {
+        self.router = router;
+        self
+    }
+
+    /// Which way answers go. Default: [`RespondBy::Http`] over BOSH, else [`RespondBy::Session`]. Answers too large
+    /// for the session go by HTTP in any case.
+    pub const fn respond_by(mut self, way: RespondBy) -> Self {
+        self.respond_by = Some(way);
+        self
+    }
+
+    /// How many handlers run at once. Default 16; 1 to 1,024. Above it requests wait, 64 in all; beyond that the device
+    /// answers `busy`.
+    pub const fn concurrency(mut self, handlers: usize) -> Self {
+        self.concurrency = handlers;
+        self
+    }
+
+    /// How the device comes back to a relay that it lost.
+    pub const fn reconnect(mut self, reconnect: ReconnectConfig) -> Self {
+        self.reconnect = reconnect;
+        self
+    }
+
+    /// Lets the credential travel unencrypted to another machine. For a laboratory.
+    pub const fn allow_plaintext(mut self) -> Self {
+        self.allow_plaintext = true;
+        self
+    }
+
+    /// The relay's XMPP domain, for BOSH. Default: `localhost`, as the relay's.
+    #[cfg(feature = "bosh")]
+    pub fn domain(mut self, domain: impl Into<String>) -> Self {
+        self.domain = domain.into();
+        self
+    }
+
+    /// What opens the session. Default: XMPP over BOSH, at the relay's URL.
+    pub fn connector(mut self, connector: Arc<dyn Connector>) -> Self {
+        self.connector = Some(connector);
+        self
+    }
+
+    /// What makes the calls beside the session. Default: HTTP, at the relay's URL.
+    pub fn relay_http(mut self, relay_http: Arc<dyn RelayHttp>) -> Self {
+        self.relay_http = Some(relay_http);
+        self
+    }
+
+    /// Starts the device: from here on it enrolls, registers, connects, answers and comes back by itself, on the tokio
+    /// runtime that this is called on. Does not wait for the relay; [`Device::online`] does.
+    ///
+    /// # Errors
+    /// [`StartError`]: something that it was given cannot be, or its state folder cannot be used.
+    ///
+    /// # Cancel safety
+    /// Dropped half-way, no device runs.
+    pub async fn start(self) -> Result<Device, StartError> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| StartError::NoRuntime)?;
+        let device = DeviceId::new(&self.device_id)?;
+        let url = RelayUrl::parse(&self.relay_url, self.allow_plaintext)?;
+        self.check()?;
+        let (state, damage) = open_state(self.state_folder, &device).await?;
+        let stored = state.read();
+        let token = stored.token().or(self.token);
+        if token.is_none() && self.pin.is_none() {
+            return Err(StartError::NoCredential);
+        }
+
+        let client = client::client(&url)?;
+        let connector = match self.connector {
+            Some(connector) => connector,
+            None => return Err(StartError::NoConnector),
+        };
+        let http = self.relay_http.unwrap_or_else(|| Arc::new(HttpRelay::new(client, url)));
+
+        let keepalive = (self.on_quiet != OnQuiet::Off).then_some(self.keepalive);
+        let agent = Agent::new(
+            AgentConfig {
+                keepalive,
+                on_quiet: self.on_quiet,
+                answer_within: Duration::from_secs(10),
+                step_within: Duration::from_secs(30),
+                reconnect: self.reconnect,
+            },
+            Known {
+                has_token: token.is_some(),
+                has_pin: self.pin.is_some(),
+                resume: stored.session(),
+                seed: seed(),
+            },
+        );
+        let over_bosh = connector.info().name == "bosh";
+        let by_default = if over_bosh { RespondBy::Http } else { RespondBy::Session };
+        let mut ledger = LedgerConfig::new(self.respond_by.unwrap_or(by_default));
+        ledger.concurrency = self.concurrency;
+
+        let (commands, receiver) = mpsc::channel(16);
+        let (events, first_events) = broadcast::channel(BACKLOG);
+        let maintenance = stored.maintenance.unwrap_or(self.maintenance);
+        let first = if maintenance { SessionState::Starting } else { SessionState::Off };
+        let (session_state, watch) = watch::channel(first);
+        let handle = Device::new(Inner {
+            id: device.clone(),
+            commands,
+            events: events.downgrade(),
+            first_events: std::sync::Mutex::new(Some(first_events)),
+            session_state: watch,
+            state: state.clone(),
+            maintenance_by_default: self.maintenance,
+            switching: Mutex::new(()),
+        });
+        let shell = Shell::new(Parts {
+            device,
+            agent,
+            ledger: Ledger::new(ledger, seed()),
+            http,
+            connector,
+            router: self.router,
+            state,
+            registration: Registration { keepalive, ..self.registration },
+            pin: self.pin,
+            token,
+            commands: receiver,
+            events,
+            session_state,
+            damage: damage.map(|Damage { recovered }| Event::StateDamaged { recovered }),
+        });
+        runtime.spawn(shell.run(maintenance));
+        Ok(handle)
+    }
+
+    fn check(&self) -> Result<(), StartError> {
+        self.router.check()?;
+        if !(MIN_KEEPALIVE..=MAX_KEEPALIVE).contains(&self.keepalive) {
+            return Err(StartError::Setting { setting: "keepalive", bounds: "1 s to 24 h" });
+        }
+        if !(1..=MAX_CONCURRENCY).contains(&self.concurrency) {
+            return Err(StartError::Setting { setting: "concurrency", bounds: "1 to 1,024" });
+        }
+        if self.reconnect.first.is_zero() || self.reconnect.longest < self.reconnect.first {
+            return Err(StartError::Setting {
+                setting: "reconnect",
+                bounds: "more than nothing, and rising",
+            });
+        }
+        Ok(())
+    }
+}
+
+async fn open_state(
+    folder: Option<PathBuf>,
+    device: &DeviceId,
+) -> Result<(State, Option<Damage>), StateError> {
+    let Some(folder) = folder else { return Ok((State::in_memory(device), None)) };
+    let (device, path) = (device.clone(), folder.clone());
+    tokio::task::spawn_blocking(move || State::open(&folder, &device)).await.unwrap_or_else(|error| {
+        Err(StateError::Io { what: "open", path, source: std::io::Error::other(error) })
+    })
+}
+
+/// Where jitter starts: a fleet that is switched on together must still not act together.
+fn seed() -> u64 {
+    let mut bytes = [0; 8];
+    relay_core::random::fill(&mut bytes);
+    u64::from_le_bytes(bytes)
+}

@@ -1,0 +1,351 @@
+//! [`RelayHttp`] by reqwest.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use relay_core::{
+    auth::Secret,
+    ids::{DeviceId, RequestId, SessionId},
+    request::Response,
+};
+use reqwest::{Client, Method, RequestBuilder, StatusCode, Url, header, redirect};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{HttpError, HttpErrorKind, RelayHttp, Verdict};
+use crate::{error::StartError, registration::Registration};
+
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// T52: what a relay answers to a device is small; what is longer is not read.
+const MAX_ANSWER: usize = 64 * 1024;
+/// The slowest uplink that an answer's time is reckoned for, in bytes a second.
+const SLOWEST: usize = 8 * 1024;
+
+/// Where the relay is: its origin, and a path if it is not at the root.
+#[derive(Debug, Clone)]
+pub(crate) struct RelayUrl(Url);
+
+impl RelayUrl {
+    pub(crate) fn parse(text: &str, allow_plaintext: bool) -> Result<Self, StartError> {
+        let wrong = |why: String| StartError::RelayUrl(format!("{text:?}: {why}").into());
+        let mut url = Url::parse(text).map_err(|error| wrong(error.to_string()))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            // Not echoed: it may be a secret.
+            return Err(StartError::RelayUrl("it has a user name or password in it".into()));
+        }
+        let Some(host) = url.host_str().filter(|host| !host.is_empty()) else {
+            return Err(wrong("it names no host".into()));
+        };
+        let loopback = match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+            Ok(address) => address.is_loopback(),
+            Err(_) => host == "localhost" || host.ends_with(".localhost"),
+        };
+        match url.scheme() {
+            "https" => {}
+            "http" if loopback || allow_plaintext => {}
+            "http" => return Err(StartError::Plaintext),
+            other => return Err(wrong(format!("its scheme is {other}, not https or http"))),
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(wrong("it has a query or a fragment".into()));
+        }
+        if !url.path().ends_with('/') {
+            url.set_path(&format!("{}/", url.path()));
+        }
+        Ok(Self(url))
+    }
+
+    pub(crate) fn is_tls(&self) -> bool {
+        self.0.scheme() == "https"
+    }
+
+    /// `path`, made of fixed words and IDs: none of them can leave the relay's own origin.
+    pub(crate) fn join(&self, path: &str) -> Url {
+        let mut url = self.0.clone();
+        url.set_path(&format!("{}{path}", self.0.path()));
+        url
+    }
+}
+
+/// The one HTTP client of a device: rustls on ring, the system's trust, the environment's proxies, no redirects.
+pub(crate) fn client(url: &RelayUrl) -> Result<Client, StartError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| StartError::Tls(error.into()))?;
+    let mut tls = if url.is_tls() {
+        let verifier = rustls_platform_verifier::Verifier::new(provider)
+            .map_err(|error| StartError::Tls(error.into()))?;
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth()
+    } else {
+        // A machine without any roots can still talk to its own loopback.
+        builder.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth()
+    };
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Client::builder()
+        .tls_backend_preconfigured(tls)
+        .http1_only()
+        // T15: a token never follows a redirect.
+        .redirect(redirect::Policy::none())
+        .referer(false)
+        // The agent decides about retries; one beneath it would spend a PIN twice.
+        .retry(reqwest::retry::never())
+        .connect_timeout(CONNECT_WITHIN)
+        .tcp_nodelay(true)
+        .user_agent(concat!("device-sdk/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|error| StartError::Tls(error.into()))
+}
+
+/// Calls a relay by HTTP.
+#[derive(Debug)]
+pub(crate) struct HttpRelay {
+    client: Client,
+    url: RelayUrl,
+}
+
+/// What the relay answered, as far as the device is concerned.
+#[derive(Debug)]
+struct Answer {
+    status: StatusCode,
+    body: Vec<u8>,
+    /// The code of a problem of the relay's own.
+    problem: Option<Problem>,
+    retry_after: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Problem {
+    code: String,
+    words: String,
+}
+
+impl HttpRelay {
+    pub(crate) const fn new(client: Client, url: RelayUrl) -> Self {
+        Self { client, url }
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, self.url.join(path)).timeout(ANSWER_WITHIN)
+    }
+
+    fn authorized(&self, method: Method, path: &str, token: &Secret) -> RequestBuilder {
+        let mut value = header::HeaderValue::try_from(format!("Bearer {}", token.expose()))
+            .unwrap_or_else(|_| header::HeaderValue::from_static(""));
+        value.set_sensitive(true);
+        self.request(method, path).header(header::AUTHORIZATION, value)
+    }
+}
+
+async fn send(request: RequestBuilder) -> Result<Answer, HttpError> {
+    let unreachable = |error: reqwest::Error| HttpError {
+        source: Some(error.without_url().into()),
+        ..HttpError::new(HttpErrorKind::Unreachable, "the relay was not reached, or its answer was lost")
+    };
+    let mut response = request.send().await.map_err(unreachable)?;
+    let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let retry_after =
+        header(header::RETRY_AFTER).and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+    let is_problem =
+        header(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("application/problem+json"));
+    let status = response.status();
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+        if body.len() + chunk.len() > MAX_ANSWER {
+            return Err(HttpError::new(HttpErrorKind::Unexpected, "the answer is longer than a relay's are"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    let problem = is_problem.then(|| problem(&body)).flatten();
+    Ok(Answer { status, body, problem, retry_after })
+}
+
+fn problem(body: &[u8]) -> Option<Problem> {
+    #[derive(Deserialize)]
+    struct Wire {
+        r#type: String,
+        #[serde(default)]
+        title: String,
+        #[serde(default)]
+        detail: String,
+    }
+    let wire: Wire = serde_json::from_slice(body).ok()?;
+    let code = wire.r#type.strip_prefix("urn:relay:error:")?.to_owned();
+    let words = if wire.detail.is_empty() { wire.title } else { wire.detail };
+    Some(Problem { code, words })
+}
+
+impl Answer {
+    /// What the answer means when it is not the one hoped for.
+    fn error(self) -> HttpError {
+        let (kind, words) = match (self.status.as_u16(), self.problem) {
+            (429, problem) => {
+                (HttpErrorKind::Overloaded, words(problem, "the relay asks for fewer requests"))
+            }
+            (502..=504, problem) => {
+                (HttpErrorKind::Overloaded, words(problem, "the relay is not there for now"))
+            }
+            (_, None) => (
+                HttpErrorKind::Unexpected,
+                format!("HTTP {} from something that does not speak as a relay does", self.status.as_u16()),
+            ),
+            (401 | 403, problem) => (HttpErrorKind::Unauthenticated, words(problem, "not accepted")),
+            (404, Some(problem)) if problem.code == "unknown-device" => {
+                (HttpErrorKind::UnknownDevice, words(Some(problem), "unknown device"))
+            }
+            (400..=499, problem) => (HttpErrorKind::Rejected, words(problem, "not accepted")),
+            (_, problem) => (HttpErrorKind::Unexpected, words(problem, "the relay failed")),
+        };
+        HttpError { retry_after: self.retry_after, ..HttpError::new(kind, words) }
+    }
+}
+
+fn words(problem: Option<Problem>, otherwise: &str) -> String {
+    match problem {
+        Some(problem) if !problem.words.is_empty() => problem.words,
+        _ => otherwise.to_owned(),
+    }
+}
+
+fn parse<'a, T: Deserialize<'a>>(answer: &'a Answer) -> Result<T, HttpError> {
+    serde_json::from_slice(&answer.body)
+        .map_err(|error| HttpError { source: Some(error.into()), ..not_a_relay() })
+}
+
+fn not_a_relay() -> HttpError {
+    HttpError::new(HttpErrorKind::Unexpected, "the answer is none that a relay gives")
+}
+
+#[async_trait]
+impl RelayHttp for HttpRelay {
+    async fn enroll(&self, device: &DeviceId, pin: &Secret) -> Result<Secret, HttpError> {
+        #[derive(Deserialize)]
+        struct Enrolled {
+            token: String,
+        }
+        let body = json!({ "device_id": device.as_str(), "pin": pin.expose() }).to_string();
+        let request = self
+            .request(Method::POST, "v1/enroll")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body);
+        let answer = send(request).await?;
+        match answer.status.as_u16() {
+            201 => parse::<Enrolled>(&answer).map(|enrolled| Secret::new(enrolled.token)),
+            _ => Err(answer.error()),
+        }
+    }
+
+    async fn register(
+        &self,
+        device: &DeviceId,
+        token: &Secret,
+        registration: &Registration,
+    ) -> Result<(), HttpError> {
+        let body = serde_json::to_vec(registration)
+            .map_err(|error| HttpError::new(HttpErrorKind::Rejected, error.to_string()))?;
+        let request = self
+            .authorized(Method::PUT, &format!("v1/devices/{device}"), token)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body);
+        let answer = send(request).await?;
+        match answer.status.as_u16() {
+            200 | 201 => Ok(()),
+            _ => Err(answer.error()),
+        }
+    }
+
+    async fn alive(&self, device: &DeviceId, token: &Secret, session: &SessionId) -> Result<bool, HttpError> {
+        #[derive(Deserialize)]
+        struct Alive {
+            session: String,
+        }
+        let body = json!({ "session": session.as_str() }).to_string();
+        let request = self
+            .authorized(Method::POST, &format!("v1/devices/{device}/alive"), token)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body);
+        let answer = send(request).await?;
+        match answer.status.as_u16() {
+            200 => match parse::<Alive>(&answer)?.session.as_str() {
+                "known" => Ok(true),
+                "unknown" => Ok(false),
+                _ => Err(not_a_relay()),
+            },
+            _ => Err(answer.error()),
+        }
+    }
+
+    async fn respond(
+        &self,
+        token: &Secret,
+        id: &RequestId,
+        response: &Response,
+    ) -> Result<Verdict, HttpError> {
+        let size = response.body.as_ref().map_or(0, |body| body.bytes.len());
+        let within = ANSWER_WITHIN + Duration::from_secs((size / SLOWEST) as u64);
+        let mut request = self
+            .authorized(Method::POST, &format!("v1/requests/{id}/response"), token)
+            .timeout(within)
+            .header("relay-status", response.status.as_str());
+        request = match &response.body {
+            Some(body) => request.header(header::CONTENT_TYPE, body.content_type()).body(body.bytes.clone()),
+            None => request.header(header::CONTENT_LENGTH, 0),
+        };
+        let answer = send(request).await?;
+        // Only the relay's own words are final: a portal's 403 is not the relay's.
+        match (answer.status.as_u16(), &answer.problem) {
+            (204, _) => Ok(Verdict::Accepted),
+            (403, Some(_)) => Ok(Verdict::Forbidden),
+            (404, Some(_)) => Ok(Verdict::Unknown),
+            (409, Some(_)) => Ok(Verdict::AlreadyAnswered),
+            (410, Some(_)) => Ok(Verdict::TooLate),
+            (413, Some(_)) => Ok(Verdict::TooLarge),
+            _ => Err(answer.error()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn t15_plaintext_to_another_machine_is_refused_unless_allowed() {
+        for loopback in
+            ["http://127.0.0.1:8080", "http://[::1]:1/", "http://localhost", "https://relay.example"]
+        {
+            assert!(RelayUrl::parse(loopback, false).is_ok(), "{loopback}");
+        }
+        for other in [
+            "http://relay.example",
+            "http://10.0.0.1:80",
+            "http://127.0.0.1.example",
+            "http://localhost.example",
+        ] {
+            assert!(matches!(RelayUrl::parse(other, false), Err(StartError::Plaintext)), "{other}");
+            assert!(RelayUrl::parse(other, true).is_ok(), "{other}");
+        }
+    }
+
+    #[test]
+    fn urls_that_no_relay_has_are_refused_with_words() {
+        for bad in [
+            "",
+            "relay",
+            "ftp://relay",
+            "https://user@relay",
+            "https://relay?a",
+            "https://relay#a",
+            "ws://relay",
+        ] {
+            assert!(matches!(RelayUrl::parse(bad, true), Err(StartError::RelayUrl(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_relay_may_live_under_a_path() {
+        let url = RelayUrl::parse("https://example.com/relay", false).unwrap();
+        assert_eq!(url.join("v1/enroll").as_str(), "https://example.com/relay/v1/enroll");
+    }
+}

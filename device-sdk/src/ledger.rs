@@ -1,0 +1,535 @@
+//! The ledger: every request from its coming in until its answer is settled. No I/O, no clock.
+//!
+//! ```text
+//! request ─▶ Queued ─▶ Running ─▶ Owed (answer known, not yet settled) ─▶ settled, remembered
+//!    └─ too many ─▶ Owed (`busy`)                  ▲     └─ failed ─▶ sent again, with back-off
+//! the same ID again: still running → nothing; answered → that answer again, never the handler again
+//! ```
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use relay_core::{
+    envelope::{Envelope, MAX_INLINE_BODY},
+    ids::{Method, ObjectId, RequestId},
+    outcome::Disposition,
+    request::{Request, Response},
+};
+
+use crate::{
+    backoff::{Backoff, Jitter},
+    event::Event,
+    handler::status,
+    http::Verdict,
+};
+
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;
+
+/// Which way answers go to the relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RespondBy {
+    /// By a plain HTTP call of their own. The default over BOSH.
+    Http,
+    /// In the session, as far as they fit and there is one. The default over everything else.
+    Session,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct LedgerConfig {
+    /// Handlers at work at once.
+    pub(crate) concurrency: usize,
+    /// Requests that are queued, at work or not settled.
+    pub(crate) in_flight: usize,
+    pub(crate) respond_by: RespondBy,
+    /// How long a request may take before the relay is told that it arrived.
+    pub(crate) received_after: Duration,
+    /// How long the relay may take to acknowledge an answer in the session.
+    pub(crate) ack_within: Duration,
+    /// How many settled requests are remembered, and for how long.
+    pub(crate) remembered: usize,
+    pub(crate) remembered_for: Duration,
+    /// How many bytes of settled answers are kept to be sent again.
+    pub(crate) remembered_bytes: usize,
+    /// How many HTTP calls deliver answers at once.
+    pub(crate) deliveries: usize,
+}
+
+impl LedgerConfig {
+    pub(crate) const fn new(respond_by: RespondBy) -> Self {
+        Self {
+            concurrency: 16,
+            in_flight: 64,
+            respond_by,
+            received_after: Duration::from_secs(1),
+            ack_within: Duration::from_secs(30),
+            remembered: 10_000,
+            remembered_for: Duration::from_secs(24 * 3600),
+            remembered_bytes: 4 * 1024 * 1024,
+            deliveries: 8,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Input {
+    Request {
+        id: RequestId,
+        request: Arc<Request>,
+        deadline: Instant,
+    },
+    Cancel {
+        id: RequestId,
+    },
+    /// The handler is done.
+    Finished {
+        id: RequestId,
+        response: Response,
+    },
+    /// A delivery by HTTP ended: in a verdict, or in nothing, to be tried again.
+    Delivered {
+        id: RequestId,
+        result: Result<Verdict, Option<Duration>>,
+    },
+    /// The relay's verdict came in the session.
+    Ack {
+        id: RequestId,
+        disposition: Disposition,
+    },
+    SessionUp {
+        max_body: usize,
+    },
+    SessionDown,
+    /// The device shuts down: turn away what comes from now on.
+    TakeNoMore,
+    Woken,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Output {
+    Run {
+        id: RequestId,
+        request: Arc<Request>,
+        deadline: Instant,
+    },
+    /// Nobody wants the answer any more: tell the handler.
+    Cancel(RequestId),
+    /// Deliver by HTTP.
+    Deliver(RequestId, Response),
+    /// Deliver in the session.
+    Push(Envelope),
+    Event(Event),
+    WakeAt(Instant),
+}
+
+#[derive(Debug)]
+enum Stage {
+    Queued(Arc<Request>),
+    Running,
+    /// Answered; the relay has not said what became of it.
+    Owed {
+        response: Response,
+        way: Way,
+        backoff: Backoff,
+    },
+    Settled {
+        response: Option<Response>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Waiting for one of the HTTP deliveries to be free.
+    Ready,
+    /// An HTTP delivery is under way.
+    Delivering,
+    /// In the session, until then.
+    Pushed(Instant),
+    /// To be sent again then.
+    Later(Instant),
+}
+
+#[derive(Debug)]
+struct Entry {
+    stage: Stage,
+    deadline: Instant,
+    /// When to say `received`, if it was not said.
+    received_at: Option<Instant>,
+    cancelled: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    config: LedgerConfig,
+    jitter: Jitter,
+    entries: HashMap<RequestId, Entry>,
+    /// Queued, in order of arrival.
+    queue: VecDeque<RequestId>,
+    /// Not settled, in order of arrival.
+    open: Vec<RequestId>,
+    /// Settled, oldest first.
+    settled: VecDeque<(Instant, RequestId)>,
+    /// Settled with an answer that is still kept, oldest first.
+    kept: VecDeque<RequestId>,
+    kept_bytes: usize,
+    running: usize,
+    delivering: usize,
+    /// The largest body that the session takes, if there is a session.
+    session: Option<usize>,
+    taking: bool,
+    outputs: VecDeque<Output>,
+    told_wake: bool,
+}
+
+impl Ledger {
+    pub(crate) fn new(config: LedgerConfig, seed: u64) -> Self {
+        Self {
+            config,
+            jitter: Jitter::new(seed),
+            entries: HashMap::new(),
+            queue: VecDeque::new(),
+            open: Vec::new(),
+            settled: VecDeque::new(),
+            kept: VecDeque::new(),
+            kept_bytes: 0,
+            running: 0,
+            delivering: 0,
+            session: None,
+            taking: true,
+            outputs: VecDeque::new(),
+            told_wake: false,
+        }
+    }
+
+    /// Whether nothing is queued, at work or unsettled.
+    pub(crate) const fn is_idle(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    pub(crate) fn handle_input(&mut self, now: Instant, input: Input) {
+        self.told_wake = false;
+        match input {
+            Input::Request { id, request, deadline } => self.request(now, id, request, deadline),
+            Input::Cancel { id } => self.cancel(now, &id),
+            Input::Finished { id, response } => self.finished(now, &id, response),
+            Input::Delivered { id, result } => self.delivered(now, &id, result),
+            Input::Ack { id, disposition } => self.settle(now, &id, disposition.into()),
+            Input::SessionUp { max_body } => {
+                self.session = Some(max_body.min(MAX_INLINE_BODY));
+                for id in self.open.clone() {
+                    self.send_again(now, &id, |way| matches!(way, Way::Pushed(_) | Way::Later(_)));
+                }
+            }
+            Input::SessionDown => {
+                self.session = None;
+                // Whether the relay got them nobody knows; by HTTP it says so.
+                for id in self.open.clone() {
+                    self.send_again(now, &id, |way| matches!(way, Way::Pushed(_)));
+                }
+            }
+            Input::TakeNoMore => self.taking = false,
+            Input::Woken => {}
+        }
+        self.see_to_time(now);
+        self.start_deliveries();
+        self.forget(now);
+    }
+
+    pub(crate) fn poll_output(&mut self) -> Option<Output> {
+        if let Some(output) = self.outputs.pop_front() {
+            return Some(output);
+        }
+        if std::mem::replace(&mut self.told_wake, true) {
+            return None;
+        }
+        self.wake_at().map(Output::WakeAt)
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        let due = |id: &RequestId| {
+            let entry = self.entries.get(id)?;
+            match &entry.stage {
+                Stage::Queued(_) | Stage::Running => {
+                    let deadline = (!entry.cancelled).then_some(entry.deadline);
+                    [entry.received_at, deadline].into_iter().flatten().min()
+                }
+                Stage::Owed { way: Way::Pushed(at) | Way::Later(at), .. } => Some(*at),
+                Stage::Owed { .. } | Stage::Settled { .. } => None,
+            }
+        };
+        self.open.iter().filter_map(due).min()
+    }
+
+    fn request(&mut self, now: Instant, id: RequestId, request: Arc<Request>, deadline: Instant) {
+        if self.entries.contains_key(&id) {
+            return self.request_again(now, &id);
+        }
+        // Refusals are owed too; twice the bound is where a relay that minds no bound is no longer listened to.
+        if self.open.len() >= self.config.in_flight.saturating_mul(2) {
+            self.outputs.push_back(Output::Event(Event::TurnedAway { id }));
+            return;
+        }
+        let received_at = Some(now + self.config.received_after);
+        self.outputs.push_back(Output::Event(Event::Requested {
+            id: id.clone(),
+            method: request.method.clone(),
+            objects: request.objects.clone(),
+        }));
+        let full = self.open.len() >= self.config.in_flight;
+        self.open.push(id.clone());
+        self.entries.insert(
+            id.clone(),
+            Entry { stage: Stage::Queued(request), deadline, received_at, cancelled: false },
+        );
+        if full || !self.taking {
+            self.outputs.push_back(Output::Event(Event::TurnedAway { id: id.clone() }));
+            let (code, words) = if self.taking {
+                ("busy", "the device has too many requests at once")
+            } else {
+                ("shutting-down", "the device is being shut down")
+            };
+            self.owe(now, &id, Response::error(status(code), words));
+        } else {
+            self.queue.push_back(id);
+            self.start_handlers();
+        }
+    }
+
+    /// B13: a request that was seen is not run again; what it was answered is sent again.
+    fn request_again(&mut self, now: Instant, id: &RequestId) {
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        match &mut entry.stage {
+            Stage::Queued(_) | Stage::Running => {
+                // The relay does not know that it arrived.
+                entry.received_at = Some(now);
+                return;
+            }
+            Stage::Owed { .. } => {}
+            Stage::Settled { response } => {
+                let response = response.take();
+                self.kept_bytes -= response.as_ref().map_or(0, cost);
+                self.settled.retain(|(_, settled)| settled != id);
+                self.open.push(id.clone());
+                let response = response.unwrap_or_else(|| {
+                    Response::error(status("already-handled"), "handled; its answer is no longer kept")
+                });
+                self.owe(now, id, response);
+                return;
+            }
+        }
+        self.send_again(now, id, |way| !matches!(way, Way::Delivering));
+    }
+
+    fn start_handlers(&mut self) {
+        while self.running < self.config.concurrency {
+            let Some(id) = self.queue.pop_front() else { return };
+            let Some(entry) = self.entries.get_mut(&id) else { continue };
+            if let Stage::Queued(request) = &entry.stage {
+                let request = request.clone();
+                entry.stage = Stage::Running;
+                self.running += 1;
+                self.outputs.push_back(Output::Run { id, request, deadline: entry.deadline });
+            }
+        }
+    }
+
+    fn cancel(&mut self, now: Instant, id: &RequestId) {
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        let already = std::mem::replace(&mut entry.cancelled, true);
+        match &entry.stage {
+            Stage::Queued(_) => {
+                self.queue.retain(|queued| queued != id);
+                self.remember_response(
+                    id,
+                    Response::error(status("cancelled"), "cancelled before it was run"),
+                );
+                self.close(now, id, None);
+            }
+            Stage::Running if !already => self.outputs.push_back(Output::Cancel(id.clone())),
+            Stage::Owed { .. } => self.close(now, id, Some(Verdict::TooLate)),
+            Stage::Running | Stage::Settled { .. } => {}
+        }
+    }
+
+    fn finished(&mut self, now: Instant, id: &RequestId, response: Response) {
+        let Some(entry) = self.entries.get(id) else { return };
+        if !matches!(entry.stage, Stage::Running) {
+            return;
+        }
+        self.running -= 1;
+        let wanted = !entry.cancelled || entry.deadline <= now;
+        if wanted {
+            self.owe(now, id, response);
+        } else {
+            // The relay said that nobody wants it.
+            self.remember_response(id, response);
+            self.close(now, id, None);
+        }
+        self.start_handlers();
+    }
+
+    fn remember_response(&mut self, id: &RequestId, response: Response) {
+        if let Some(entry) = self.entries.get_mut(id) {
+            let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+            entry.stage = Stage::Owed { response, way: Way::Ready, backoff };
+        }
+    }
+
+    fn owe(&mut self, now: Instant, id: &RequestId, response: Response) {
+        self.remember_response(id, response);
+        self.send_again(now, id, |_| true);
+    }
+
+    /// Sends what is owed, if it stands where `which` says.
+    fn send_again(&mut self, now: Instant, id: &RequestId, which: impl Fn(Way) -> bool) {
+        let Some(Entry { stage: Stage::Owed { response, way, .. }, .. }) = self.entries.get_mut(id) else {
+            return;
+        };
+        if !which(*way) {
+            return;
+        }
+        let size = response.body.as_ref().map_or(0, |body| body.bytes.len());
+        let in_session =
+            self.config.respond_by == RespondBy::Session && self.session.is_some_and(|max| size <= max);
+        if in_session {
+            *way = Way::Pushed(now + self.config.ack_within);
+            let (id, response) = (id.clone(), response.clone());
+            self.outputs.push_back(Output::Push(Envelope::Response { id, response, acknowledge: true }));
+        } else {
+            *way = Way::Ready;
+        }
+    }
+
+    fn start_deliveries(&mut self) {
+        for id in &self.open {
+            if self.delivering >= self.config.deliveries {
+                return;
+            }
+            if let Some(Entry { stage: Stage::Owed { response, way: way @ Way::Ready, .. }, .. }) =
+                self.entries.get_mut(id)
+            {
+                *way = Way::Delivering;
+                self.delivering += 1;
+                self.outputs.push_back(Output::Deliver(id.clone(), response.clone()));
+            }
+        }
+    }
+
+    fn delivered(&mut self, now: Instant, id: &RequestId, result: Result<Verdict, Option<Duration>>) {
+        self.delivering = self.delivering.saturating_sub(1);
+        match result {
+            Ok(Verdict::TooLarge) => {
+                let Some(Entry { stage: Stage::Owed { response, way, .. }, .. }) = self.entries.get_mut(id)
+                else {
+                    return;
+                };
+                let words = "the device's answer is larger than the relay takes";
+                let smaller = Response::error(status("too-large"), words);
+                // The caller is better told that than left to wait in vain; said once, then it is settled.
+                if *response == smaller {
+                    self.settle(now, id, Verdict::TooLarge);
+                } else {
+                    (*response, *way) = (smaller, Way::Ready);
+                }
+            }
+            Ok(verdict) => self.settle(now, id, verdict),
+            Err(retry_after) => {
+                if let Some(Entry { stage: Stage::Owed { way, backoff, .. }, .. }) = self.entries.get_mut(id)
+                {
+                    *way = Way::Later(now + backoff.next(&mut self.jitter, retry_after));
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self, now: Instant, id: &RequestId, verdict: Verdict) {
+        if matches!(self.entries.get(id), Some(Entry { stage: Stage::Owed { .. }, .. })) {
+            self.close(now, id, Some(verdict));
+        }
+    }
+
+    /// Nothing more is owed for `id`; it stays remembered.
+    fn close(&mut self, now: Instant, id: &RequestId, verdict: Option<Verdict>) {
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        let stage = std::mem::replace(&mut entry.stage, Stage::Settled { response: None });
+        if let Stage::Owed { response, .. } = stage {
+            self.kept_bytes += cost(&response);
+            self.kept.push_back(id.clone());
+            entry.stage = Stage::Settled { response: Some(response) };
+        }
+        self.open.retain(|open| open != id);
+        self.settled.push_back((now, id.clone()));
+        if let Some(verdict) = verdict {
+            self.outputs.push_back(Output::Event(Event::Settled { id: id.clone(), verdict }));
+        }
+    }
+
+    fn see_to_time(&mut self, now: Instant) {
+        for id in self.open.clone() {
+            let Some(entry) = self.entries.get_mut(&id) else { continue };
+            match &mut entry.stage {
+                Stage::Queued(_) | Stage::Running => {
+                    if entry.received_at.is_some_and(|at| at <= now) {
+                        entry.received_at = None;
+                        if self.session.is_some() {
+                            self.outputs.push_back(Output::Push(Envelope::Received { id: id.clone() }));
+                        }
+                    }
+                    if entry.deadline <= now && !entry.cancelled {
+                        self.cancel(now, &id);
+                    }
+                }
+                Stage::Owed { way, backoff, .. } => match *way {
+                    Way::Pushed(at) if at <= now => {
+                        *way = Way::Later(now + backoff.next(&mut self.jitter, None));
+                    }
+                    Way::Later(at) if at <= now => self.send_again(now, &id, |_| true),
+                    _ => {}
+                },
+                Stage::Settled { .. } => {}
+            }
+        }
+    }
+
+    fn forget(&mut self, now: Instant) {
+        while let Some((settled_at, _)) = self.settled.front() {
+            let old = now.saturating_duration_since(*settled_at) >= self.config.remembered_for;
+            if !old && self.settled.len() <= self.config.remembered {
+                break;
+            }
+            let Some((_, id)) = self.settled.pop_front() else { break };
+            if let Some(Entry { stage: Stage::Settled { response: Some(response) }, .. }) =
+                self.entries.remove(&id)
+            {
+                self.kept_bytes -= cost(&response);
+            }
+        }
+        // A request that came again leaves its old place in `kept` behind, so its length is bounded here as well.
+        while self.kept_bytes > self.config.remembered_bytes || self.kept.len() > self.config.remembered {
+            let Some(id) = self.kept.pop_front() else { break };
+            if let Some(Entry { stage: Stage::Settled { response }, .. }) = self.entries.get_mut(&id)
+                && let Some(response) = response.take()
+            {
+                self.kept_bytes -= cost(&response);
+            }
+        }
+    }
+}
+
+fn cost(response: &Response) -> usize {
+    response.body.as_ref().map_or(0, |body| body.bytes.len())
+}
+
+/// What a request asks, for logs.
+pub(crate) fn summary(method: &Method, objects: &[ObjectId]) -> String {
+    match objects {
+        [] => method.to_string(),
+        [object] => format!("{method} {object}"),
+        [object, rest @ ..] => format!("{method} {object} and {} more", rest.len()),
+    }
+}

@@ -1,0 +1,556 @@
+//! The device's one task: carries out what the agent and the ledger say, and tells them what happened.
+
+use std::{
+    collections::HashMap,
+    future::{Future, pending},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::FutureExt as _;
+use relay_core::{
+    auth::Secret,
+    envelope::Envelope,
+    error::{ErrorKind, TransportError},
+    ids::{DeviceId, RequestId},
+    request::{Request, Response},
+    transport::{BoxFuture, CloseReason, ConnectOptions, Connector, EndReason, Push, Session, Started},
+};
+use tokio::{
+    sync::{broadcast, mpsc, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    agent::{self, Agent, Attempt, Done, Failure, FailureKind, Op},
+    event::{Event, SessionState},
+    handler::{Context, status},
+    http::{HttpError, HttpErrorKind, RelayHttp, Verdict},
+    ledger::{self, Ledger},
+    registration::Registration,
+    router::Router,
+    session::{Mailbox, Outbox},
+    state::State,
+};
+
+/// How long a session may take to say goodbye.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a handle tells the task.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Maintenance(bool),
+    Register(Box<Registration>),
+    Activate,
+    Enroll(Secret),
+    Shutdown { grace: Duration },
+}
+
+pub(crate) struct Parts {
+    pub(crate) device: DeviceId,
+    pub(crate) agent: Agent,
+    pub(crate) ledger: Ledger,
+    pub(crate) http: Arc<dyn RelayHttp>,
+    pub(crate) connector: Arc<dyn Connector>,
+    pub(crate) router: Router,
+    pub(crate) state: State,
+    pub(crate) registration: Registration,
+    pub(crate) pin: Option<Secret>,
+    pub(crate) token: Option<Secret>,
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) session_state: watch::Sender<SessionState>,
+    /// What was found wrong before there was anybody to tell.
+    pub(crate) damage: Option<Event>,
+}
+
+/// An operation's result: what the agent hears of it, and what comes with it.
+enum Outcome {
+    Enrolled(Secret),
+    Registered,
+    Connected(Session),
+    Alive(bool),
+}
+
+struct Running {
+    attempt: Attempt,
+    future: BoxFuture<Result<Outcome, Failure>>,
+}
+
+/// The session in force.
+struct Link {
+    attempt: Attempt,
+    mailbox: Arc<Mailbox>,
+    push: Box<dyn Push>,
+    outbox: Outbox,
+}
+
+pub(crate) struct Shell {
+    device: DeviceId,
+    agent: Agent,
+    ledger: Ledger,
+    http: Arc<dyn RelayHttp>,
+    connector: Arc<dyn Connector>,
+    router: Arc<Router>,
+    state: State,
+    registration: Registration,
+    pin: Option<Secret>,
+    token: Option<Secret>,
+    commands: mpsc::Receiver<Command>,
+    events: broadcast::Sender<Event>,
+    session_state: watch::Sender<SessionState>,
+    running: Option<Running>,
+    link: Option<Link>,
+    handlers: JoinSet<(RequestId, Response)>,
+    cancels: HashMap<RequestId, CancellationToken>,
+    deliveries: JoinSet<(RequestId, Result<Verdict, Option<Duration>>)>,
+    goodbyes: JoinSet<()>,
+    /// Shutting down: what is at work gets until then.
+    leaving: Option<Instant>,
+    stopped: bool,
+    damage: Option<Event>,
+}
+
+enum Happened {
+    Command(Option<Command>),
+    Mail,
+    Pushed(Result<(), TransportError>),
+    Ran(Attempt, Result<Outcome, Failure>),
+    Handled(RequestId, Response),
+    Delivered(RequestId, Result<Verdict, Option<Duration>>),
+    Woken,
+}
+
+impl Shell {
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self {
+            device: parts.device,
+            agent: parts.agent,
+            ledger: parts.ledger,
+            http: parts.http,
+            connector: parts.connector,
+            router: Arc::new(parts.router),
+            state: parts.state,
+            registration: parts.registration,
+            pin: parts.pin,
+            token: parts.token,
+            commands: parts.commands,
+            events: parts.events,
+            session_state: parts.session_state,
+            running: None,
+            link: None,
+            handlers: JoinSet::new(),
+            cancels: HashMap::new(),
+            deliveries: JoinSet::new(),
+            goodbyes: JoinSet::new(),
+            leaving: None,
+            stopped: false,
+            damage: parts.damage,
+        }
+    }
+
+    pub(crate) async fn run(mut self, maintenance: bool) {
+        if let Some(damage) = self.damage.take() {
+            self.tell(damage);
+        }
+        self.agent.handle_input(crate::now(), agent::Input::Maintenance(maintenance));
+        loop {
+            let wake = self.carry_out();
+            if self.stopped {
+                break;
+            }
+            let happened = self.next(wake).await;
+            self.take_in(happened);
+        }
+        for cancel in self.cancels.values() {
+            cancel.cancel();
+        }
+        let _ = tokio::time::timeout(GOODBYE_WITHIN, async {
+            while self.goodbyes.join_next().await.is_some() {}
+        })
+        .await;
+        self.session_state.send_replace(SessionState::Stopped);
+        let _ = self.events.send(Event::Stopped);
+    }
+
+    /// Waits for the next thing to happen. Everything here may be dropped half-way.
+    async fn next(&mut self, wake: Option<Instant>) -> Happened {
+        let Self { commands, link, running, handlers, deliveries, goodbyes, leaving, .. } = self;
+        while goodbyes.try_join_next().is_some() {}
+        let mailbox = link.as_ref().map(|link| link.mailbox.clone());
+        let mail = async {
+            match &mailbox {
+                Some(mailbox) => mailbox.arrived().await,
+                None => pending().await,
+            }
+        };
+        let pushing = async {
+            match link {
+                Some(link) if !link.outbox.is_empty() => link.push.push(&mut link.outbox).await,
+                _ => pending().await,
+            }
+        };
+        let ran = async {
+            match running {
+                Some(running) => (running.attempt, running.future.as_mut().await),
+                None => pending().await,
+            }
+        };
+        let waking = async {
+            match wake {
+                Some(wake) => tokio::time::sleep_until(wake.into()).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            command = commands.recv(), if leaving.is_none() => Happened::Command(command),
+            () = mail => Happened::Mail,
+            pushed = pushing => Happened::Pushed(pushed),
+            (attempt, result) = ran => Happened::Ran(attempt, result),
+            Some(Ok((id, response))) = handlers.join_next() => Happened::Handled(id, response),
+            Some(Ok((id, result))) = deliveries.join_next() => Happened::Delivered(id, result),
+            () = waking => Happened::Woken,
+        }
+    }
+
+    fn take_in(&mut self, happened: Happened) {
+        let now = crate::now();
+        match happened {
+            Happened::Command(command) => self.command(now, command),
+            Happened::Mail => self.mail(now),
+            Happened::Pushed(Ok(())) => {}
+            Happened::Pushed(Err(error)) => {
+                tracing::debug!(%error, "the session takes nothing more");
+                // What the transport says of the end, if it says anything, is truer than its last error.
+                self.mail(now);
+                self.session_over(now, end_reason(&error));
+            }
+            Happened::Ran(attempt, result) => self.ran(now, attempt, result),
+            Happened::Handled(id, response) => {
+                self.cancels.remove(&id);
+                self.ledger.handle_input(now, ledger::Input::Finished { id, response });
+            }
+            Happened::Delivered(id, result) => {
+                self.ledger.handle_input(now, ledger::Input::Delivered { id, result });
+            }
+            Happened::Woken => {
+                self.agent.handle_input(now, agent::Input::Woken);
+                self.ledger.handle_input(now, ledger::Input::Woken);
+            }
+        }
+        let over = self.leaving.is_some_and(|until| until <= now || self.ledger.is_idle());
+        if over && !self.stopped {
+            self.stopped = true;
+            self.agent.handle_input(now, agent::Input::Shutdown);
+        }
+    }
+
+    fn command(&mut self, now: Instant, command: Option<Command>) {
+        let input = match command {
+            Some(Command::Maintenance(on)) => agent::Input::Maintenance(on),
+            Some(Command::Activate) => agent::Input::Activate,
+            Some(Command::Register(registration)) => {
+                let keepalive = self.registration.keepalive;
+                self.registration = Registration { keepalive, ..*registration };
+                agent::Input::Register
+            }
+            Some(Command::Enroll(pin)) => {
+                self.pin = Some(pin);
+                agent::Input::Pin
+            }
+            Some(Command::Shutdown { grace }) => {
+                self.leaving = Some(now + grace);
+                self.ledger.handle_input(now, ledger::Input::TakeNoMore);
+                return;
+            }
+            // The last handle is gone: nobody can want this device any more.
+            None => {
+                self.leaving = Some(now);
+                return;
+            }
+        };
+        self.agent.handle_input(now, input);
+    }
+
+    fn mail(&mut self, now: Instant) {
+        let Some(link) = &self.link else { return };
+        let attempt = link.attempt;
+        let (envelopes, ended) = link.mailbox.take();
+        for envelope in envelopes {
+            self.agent.handle_input(now, agent::Input::Pushed(attempt));
+            match envelope {
+                Envelope::Request { id, request, deadline } => {
+                    self.ledger.handle_input(now, ledger::Input::Request { id, request, deadline });
+                }
+                Envelope::Cancel { id } => self.ledger.handle_input(now, ledger::Input::Cancel { id }),
+                Envelope::Ack { id, disposition } => {
+                    self.ledger.handle_input(now, ledger::Input::Ack { id, disposition });
+                }
+                Envelope::Ping => self.put(Envelope::Pong),
+                Envelope::Drain { retry_after, .. } => {
+                    self.session_over(now, EndReason::Drain { retry_after: Some(retry_after) });
+                    return;
+                }
+                // Nothing else is for a device to hear.
+                _ => {}
+            }
+        }
+        if let Some(reason) = ended {
+            self.session_over(now, reason);
+        }
+    }
+
+    /// The session in force is over, or is to be.
+    fn session_over(&mut self, now: Instant, reason: EndReason) {
+        let Some(attempt) = self.link.as_ref().map(|link| link.attempt) else { return };
+        self.say_goodbye();
+        self.ledger.handle_input(now, ledger::Input::SessionDown);
+        self.agent.handle_input(now, agent::Input::Ended(attempt, reason));
+    }
+
+    fn say_goodbye(&mut self) {
+        if let Some(mut link) = self.link.take() {
+            self.goodbyes.spawn(async move {
+                let _ = tokio::time::timeout(GOODBYE_WITHIN, link.push.close(CloseReason::Shutdown)).await;
+            });
+        }
+    }
+
+    fn put(&mut self, envelope: Envelope) {
+        if let Some(link) = &mut self.link {
+            link.outbox.put(envelope);
+        }
+    }
+
+    fn ran(&mut self, now: Instant, attempt: Attempt, result: Result<Outcome, Failure>) {
+        self.running = None;
+        let result = result.map(|outcome| match outcome {
+            Outcome::Enrolled(token) => {
+                (self.token, self.pin) = (Some(token), None);
+                Done::Enrolled
+            }
+            Outcome::Registered => Done::Registered,
+            Outcome::Alive(known) => Done::Alive { known },
+            Outcome::Connected(mut session) => {
+                let mailbox = Arc::new(Mailbox::default());
+                session.push.start(Started::new(session.id.clone(), session.resumed, mailbox.clone()));
+                let max_body = session.info.max_body;
+                self.link = Some(Link { attempt, mailbox, push: session.push, outbox: Outbox::default() });
+                self.ledger.handle_input(now, ledger::Input::SessionUp { max_body });
+                Done::Connected { session: session.id, resumed: session.resumed }
+            }
+        });
+        self.agent.handle_input(now, agent::Input::Done(attempt, result));
+    }
+
+    /// Carries out everything that the machines say; returns when they want to be woken.
+    fn carry_out(&mut self) -> Option<Instant> {
+        let mut wake = self.leaving;
+        loop {
+            let mut idle = true;
+            while let Some(output) = self.agent.poll_output() {
+                idle = false;
+                match output {
+                    agent::Output::WakeAt(at) => wake = Some(wake.map_or(at, |wake| wake.min(at))),
+                    other => self.carry_out_agent(other),
+                }
+            }
+            while let Some(output) = self.ledger.poll_output() {
+                idle = false;
+                match output {
+                    ledger::Output::WakeAt(at) => wake = Some(wake.map_or(at, |wake| wake.min(at))),
+                    other => self.carry_out_ledger(other),
+                }
+            }
+            if idle {
+                return wake;
+            }
+        }
+    }
+
+    fn carry_out_agent(&mut self, output: agent::Output) {
+        match output {
+            agent::Output::Run(attempt, op) => {
+                let future = self.start(op);
+                self.running = Some(Running { attempt, future });
+            }
+            agent::Output::Abort(attempt) => {
+                self.running.take_if(|running| running.attempt == attempt);
+            }
+            agent::Output::Refresh => {
+                if let Some(link) = &mut self.link {
+                    link.push.refresh();
+                }
+            }
+            agent::Output::CloseSession => {
+                self.say_goodbye();
+                self.ledger.handle_input(crate::now(), ledger::Input::SessionDown);
+            }
+            agent::Output::State(SessionState::Stopped) | agent::Output::Event(Event::Stopped) => {}
+            agent::Output::State(state) => {
+                self.session_state.send_replace(state);
+            }
+            agent::Output::Event(event) => self.tell(event),
+            agent::Output::WakeAt(_) => {}
+        }
+    }
+
+    fn carry_out_ledger(&mut self, output: ledger::Output) {
+        match output {
+            ledger::Output::Run { id, request, deadline } => self.handle(id, request, deadline),
+            ledger::Output::Cancel(id) => {
+                if let Some(cancel) = self.cancels.get(&id) {
+                    cancel.cancel();
+                }
+            }
+            ledger::Output::Deliver(id, response) => self.deliver(id, response),
+            ledger::Output::Push(envelope) => self.put(envelope),
+            ledger::Output::Event(event) => self.tell(event),
+            ledger::Output::WakeAt(_) => {}
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        match &event {
+            Event::CredentialRefused { words, .. } => {
+                tracing::error!(device = %self.device, %words, "credential refused")
+            }
+            Event::RegistrationRefused { words } => {
+                tracing::error!(device = %self.device, %words, "registration refused");
+            }
+            Event::Failed { step, words, retry_in } => {
+                tracing::warn!(device = %self.device, ?step, %words, ?retry_in, "could not reach the relay");
+            }
+            Event::Online { .. } | Event::Offline { .. } => tracing::info!(device = %self.device, ?event),
+            _ => tracing::debug!(device = %self.device, ?event),
+        }
+        // Nobody listening is no error.
+        let _ = self.events.send(event);
+    }
+
+    fn start(&self, op: Op) -> BoxFuture<Result<Outcome, Failure>> {
+        let (http, state, device) = (self.http.clone(), self.state.clone(), self.device.clone());
+        let token = self.token.clone().unwrap_or_else(|| Secret::new(""));
+        match op {
+            Op::Enroll => {
+                let pin = self.pin.clone().unwrap_or_else(|| Secret::new(""));
+                Box::pin(async move {
+                    let token = http.enroll(&device, &pin).await.map_err(Failure::from)?;
+                    let kept = token.clone();
+                    // A credential that cannot be kept still serves until the device is switched off.
+                    if let Err(error) = state.store(move |stored| stored.set_token(&kept)).await {
+                        tracing::error!(%device, %error, "the credential could not be stored");
+                    }
+                    Ok(Outcome::Enrolled(token))
+                })
+            }
+            Op::Register => {
+                let registration = self.registration.clone();
+                Box::pin(async move {
+                    http.register(&device, &token, &registration).await.map_err(Failure::from)?;
+                    Ok(Outcome::Registered)
+                })
+            }
+            Op::Connect { resume, deadline } => {
+                let connector = self.connector.clone();
+                Box::pin(async move {
+                    let options = ConnectOptions::new(device.clone(), token, deadline).resuming(resume);
+                    let session = connector.connect(options).await.map_err(Failure::from)?;
+                    let id = session.id.clone();
+                    if let Err(error) = state.store(move |stored| stored.set_session(Some(&id))).await {
+                        tracing::warn!(%device, %error, "the session's ID could not be stored");
+                    }
+                    Ok(Outcome::Connected(session))
+                })
+            }
+            Op::AskAlive { session } => Box::pin(async move {
+                http.alive(&device, &token, &session).await.map(Outcome::Alive).map_err(Failure::from)
+            }),
+        }
+    }
+
+    /// S5: runs the vendor's handler in a task of its own; the ledger says how many run at once.
+    fn handle(&mut self, id: RequestId, request: Arc<Request>, deadline: Instant) {
+        let cancel = CancellationToken::new();
+        self.cancels.insert(id.clone(), cancel.clone());
+        let context = Context::new(id.clone(), deadline, cancel, request.traceparent.clone());
+        let router = self.router.clone();
+        let span = tracing::info_span!(
+            "device.request", request_id = %id, asks = ledger::summary(&request.method, &request.objects)
+        );
+        let run = async move {
+            let answer = async { router.answer(&request, &context).await };
+            let response = AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
+                tracing::error!("the handler panicked");
+                Response::error(status("handler-panicked"), "the device's handler panicked")
+            });
+            tracing::debug!(status = response.status.as_str(), "answered");
+            (id, response)
+        };
+        self.handlers.spawn(instrumented(run, span));
+    }
+
+    fn deliver(&mut self, id: RequestId, response: Response) {
+        let http = self.http.clone();
+        let token = self.token.clone().unwrap_or_else(|| Secret::new(""));
+        self.deliveries.spawn(async move {
+            let attempt = AssertUnwindSafe(http.respond(&token, &id, &response)).catch_unwind().await;
+            let result = match attempt {
+                Ok(Ok(verdict)) => Ok(verdict),
+                Ok(Err(error)) => {
+                    tracing::warn!(request_id = %id, %error, "the answer is not delivered yet");
+                    Err(error.retry_after)
+                }
+                Err(_) => Err(None),
+            };
+            (id, result)
+        });
+    }
+}
+
+async fn instrumented<T>(future: impl Future<Output = T>, span: tracing::Span) -> T {
+    use tracing::Instrument as _;
+    future.instrument(span).await
+}
+
+fn end_reason(error: &TransportError) -> EndReason {
+    match error.kind {
+        ErrorKind::Closed => EndReason::Goodbye,
+        ErrorKind::Expired => EndReason::Expired,
+        ErrorKind::Replaced => EndReason::Replaced,
+        ErrorKind::Unauthenticated => EndReason::Revoked,
+        ErrorKind::Overloaded => EndReason::Overloaded { retry_after: error.retry_after },
+        _ => EndReason::Lost,
+    }
+}
+
+impl From<HttpError> for Failure {
+    fn from(error: HttpError) -> Self {
+        let kind = match error.kind {
+            HttpErrorKind::Unauthenticated => FailureKind::Refused,
+            HttpErrorKind::UnknownDevice => FailureKind::UnknownDevice,
+            HttpErrorKind::Rejected => FailureKind::Rejected,
+            _ => FailureKind::Passing,
+        };
+        Self { kind, words: chain(&error).into(), retry_after: error.retry_after }
+    }
+}
+
+impl From<TransportError> for Failure {
+    fn from(error: TransportError) -> Self {
+        let kind = match error.kind {
+            ErrorKind::Unauthenticated => FailureKind::Refused,
+            ErrorKind::Replaced => FailureKind::Replaced,
+            _ => FailureKind::Passing,
+        };
+        Self { kind, words: chain(&error).into(), retry_after: error.retry_after }
+    }
+}
+
+/// An error and its causes, for people.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

@@ -1,0 +1,371 @@
+//! The state folder: what a device must still know after a power cut.
+//!
+//! One small file, `device.state`: a line with a SHA-256, then JSON. It is written beside, synced, and renamed into
+//! place, and the one before stays as `device.state.old`. So whatever the moment of the cut, one of the two is whole;
+//! which one is told by the checksum, and a file that is neither is said, not guessed at.
+
+use std::{
+    fmt,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use data_encoding::HEXLOWER;
+use relay_core::{
+    auth::Secret,
+    ids::{DeviceId, SessionId},
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::StateError;
+
+const MAGIC: &str = "relay-device-state";
+const VERSION: u32 = 1;
+const CURRENT: &str = "device.state";
+const OLD: &str = "device.state.old";
+const NEW: &str = "device.state.new";
+/// Far more than the state can be; what is larger was not written here.
+const MAX_STATE: u64 = 64 * 1024;
+
+/// What is kept.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Stored {
+    device: String,
+    token: Option<String>,
+    /// Session maintenance as somebody set it; absent if nobody did.
+    pub(crate) maintenance: Option<bool>,
+    session: Option<String>,
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stored").field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+impl Stored {
+    pub(crate) fn token(&self) -> Option<Secret> {
+        self.token.clone().map(Secret::new)
+    }
+
+    pub(crate) fn session(&self) -> Option<SessionId> {
+        self.session.as_deref().and_then(|text| SessionId::new(text).ok())
+    }
+
+    pub(crate) fn set_token(&mut self, token: &Secret) {
+        self.token = Some(token.expose().to_owned());
+    }
+
+    pub(crate) fn set_session(&mut self, session: Option<&SessionId>) {
+        self.session = session.map(|session| session.as_str().to_owned());
+    }
+}
+
+/// What was wrong with the state that was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Damage {
+    /// Whether the state before was whole.
+    pub(crate) recovered: bool,
+}
+
+/// The device's state, in a folder or in memory alone. Clones are one.
+#[derive(Debug, Clone)]
+pub(crate) struct State(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    stored: Stored,
+    folder: Option<Folder>,
+}
+
+#[derive(Debug)]
+struct Folder {
+    path: PathBuf,
+    /// Whether `device.state` is whole, and so worth keeping as the old one.
+    current_is_whole: bool,
+    /// Held for as long as the device lives.
+    _lock: File,
+}
+
+impl State {
+    /// State that is gone with the process.
+    pub(crate) fn in_memory(device: &DeviceId) -> Self {
+        let stored = Stored { device: device.as_str().to_owned(), ..Stored::default() };
+        Self(Arc::new(Mutex::new(Inner { stored, folder: None })))
+    }
+
+    /// The state in the folder at `path`, which is made if there is none.
+    pub(crate) fn open(path: &Path, device: &DeviceId) -> Result<(Self, Option<Damage>), StateError> {
+        make_private_folder(path).map_err(io_error("make", path))?;
+        let lock_path = path.join("lock");
+        let lock = private_file(&lock_path).map_err(io_error("open", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Err(StateError::InUse(path.to_owned())),
+            Err(fs::TryLockError::Error(source)) => return Err(io_error("lock", &lock_path)(source)),
+        }
+        let current = read(&path.join(CURRENT))?;
+        let (stored, damage) = match &current {
+            Found::Whole(stored) => (stored.clone(), None),
+            Found::Nothing | Found::Torn => match (read(&path.join(OLD))?, &current) {
+                (Found::Whole(stored), _) => (stored, Some(Damage { recovered: true })),
+                (Found::Nothing, Found::Nothing) => (Stored::default(), None),
+                _ => (Stored::default(), Some(Damage { recovered: false })),
+            },
+        };
+        if !stored.device.is_empty() && !stored.device.eq_ignore_ascii_case(device.as_str()) {
+            return Err(StateError::OtherDevice { folder: path.to_owned(), found: stored.device });
+        }
+        let stored = Stored { device: device.as_str().to_owned(), ..stored };
+        let current_is_whole = matches!(current, Found::Whole(_));
+        let folder = Some(Folder { path: path.to_owned(), current_is_whole, _lock: lock });
+        Ok((Self(Arc::new(Mutex::new(Inner { stored, folder }))), damage))
+    }
+
+    pub(crate) fn read(&self) -> Stored {
+        self.lock().stored.clone()
+    }
+
+    /// Changes the state, on disk first. Blocks on the disk if there is a folder.
+    fn change(&self, change: impl FnOnce(&mut Stored)) -> Result<(), StateError> {
+        let mut inner = self.lock();
+        let mut stored = inner.stored.clone();
+        change(&mut stored);
+        if let Some(folder) = &mut inner.folder {
+            folder.write(&stored)?;
+        }
+        inner.stored = stored;
+        Ok(())
+    }
+
+    /// Changes the state, on disk first, without blocking the caller's thread on the disk.
+    pub(crate) async fn store(
+        &self,
+        change: impl FnOnce(&mut Stored) + Send + 'static,
+    ) -> Result<(), StateError> {
+        if self.lock().folder.is_none() {
+            return self.change(change);
+        }
+        let state = self.clone();
+        let path = self.lock().folder.as_ref().map(|folder| folder.path.clone()).unwrap_or_default();
+        tokio::task::spawn_blocking(move || state.change(change)).await.unwrap_or_else(|error| {
+            Err(StateError::Io { what: "write", path, source: io::Error::other(error) })
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Folder {
+    fn write(&mut self, stored: &Stored) -> Result<(), StateError> {
+        let (current, old, new) = (self.path.join(CURRENT), self.path.join(OLD), self.path.join(NEW));
+        let bytes = encode(stored).map_err(io_error("write", &new))?;
+        let write = || -> io::Result<()> {
+            let mut file = private_file(&new)?;
+            file.set_len(0)?;
+            file.write_all(&bytes)?;
+            file.sync_all()
+        };
+        write().map_err(io_error("write", &new))?;
+        if self.current_is_whole {
+            fs::rename(&current, &old).map_err(io_error("rename", &current))?;
+            self.current_is_whole = false;
+        }
+        fs::rename(&new, &current).map_err(io_error("rename", &new))?;
+        self.current_is_whole = true;
+        File::open(&self.path).and_then(|folder| folder.sync_all()).map_err(io_error("sync", &self.path))
+    }
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    let path = path.to_owned();
+    move |source| StateError::Io { what, path, source }
+}
+
+#[derive(Debug)]
+enum Found {
+    Whole(Stored),
+    Torn,
+    Nothing,
+}
+
+fn read(path: &Path) -> Result<Found, StateError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) => return Err(io_error("open", path)(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_STATE).read_to_end(&mut bytes).map_err(io_error("read", path))?;
+    decode(&bytes).map_err(|Later| StateError::Later(path.to_owned()))
+}
+
+fn encode(stored: &Stored) -> io::Result<Vec<u8>> {
+    let json = serde_json::to_vec(stored)?;
+    let mut bytes = format!("{MAGIC} {VERSION} {}\n", HEXLOWER.encode(&Sha256::digest(&json))).into_bytes();
+    bytes.extend_from_slice(&json);
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// Whole, but of a version that this one cannot read.
+#[derive(Debug)]
+struct Later;
+
+fn decode(bytes: &[u8]) -> Result<Found, Later> {
+    let parse = || {
+        let end = bytes.iter().position(|&byte| byte == b'\n')?;
+        let head = std::str::from_utf8(&bytes[..end]).ok()?;
+        let mut words = head.split(' ');
+        let (magic, version, sum) = (words.next()?, words.next()?.parse::<u32>().ok()?, words.next()?);
+        let json = bytes[end + 1..].strip_suffix(b"\n")?;
+        let whole = magic == MAGIC && HEXLOWER.encode(&Sha256::digest(json)) == sum;
+        whole.then_some((version, json))
+    };
+    match parse() {
+        None => Ok(Found::Torn),
+        Some((version, _)) if version > VERSION => Err(Later),
+        Some((_, json)) => Ok(serde_json::from_slice(json).map_or(Found::Torn, Found::Whole)),
+    }
+}
+
+fn private_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
+}
+
+fn make_private_folder(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device() -> DeviceId {
+        DeviceId::new("printer-1").unwrap()
+    }
+
+    fn open(folder: &Path) -> (State, Option<Damage>) {
+        State::open(folder, &device()).unwrap()
+    }
+
+    #[test]
+    fn f31_state_survives_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, damage) = open(folder.path());
+        assert_eq!(damage, None);
+        state.change(|stored| stored.set_token(&Secret::new("token"))).unwrap();
+        state.change(|stored| stored.maintenance = Some(false)).unwrap();
+        drop(state);
+        let (state, damage) = open(folder.path());
+        assert_eq!(damage, None);
+        assert_eq!(state.read().token().unwrap().expose(), "token");
+        assert_eq!(state.read().maintenance, Some(false));
+    }
+
+    #[test]
+    fn f31_wherever_a_file_is_torn_the_previous_state_is_used_and_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, _) = open(folder.path());
+        state.change(|stored| stored.set_token(&Secret::new("first"))).unwrap();
+        state.change(|stored| stored.set_token(&Secret::new("second"))).unwrap();
+        drop(state);
+        let whole = fs::read(folder.path().join(CURRENT)).unwrap();
+        for cut in 0..whole.len() {
+            fs::write(folder.path().join(CURRENT), &whole[..cut]).unwrap();
+            let (state, damage) = open(folder.path());
+            assert_eq!(damage, Some(Damage { recovered: true }), "cut at {cut}");
+            assert_eq!(state.read().token().unwrap().expose(), "first", "cut at {cut}");
+        }
+        for flipped in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[flipped] ^= 0x10;
+            fs::write(folder.path().join(CURRENT), &bytes).unwrap();
+            match State::open(folder.path(), &device()) {
+                Ok((state, Some(Damage { recovered: true }))) => {
+                    assert_eq!(state.read().token().unwrap().expose(), "first");
+                }
+                // The one bit that makes the version another one.
+                Err(StateError::Later(_)) => {}
+                other => panic!("bit flipped at {flipped}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn f31_a_cut_between_the_renames_leaves_the_previous_state() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, _) = open(folder.path());
+        state.change(|stored| stored.set_token(&Secret::new("first"))).unwrap();
+        drop(state);
+        fs::rename(folder.path().join(CURRENT), folder.path().join(OLD)).unwrap();
+        let (state, damage) = open(folder.path());
+        assert_eq!(damage, Some(Damage { recovered: true }));
+        assert_eq!(state.read().token().unwrap().expose(), "first");
+    }
+
+    #[test]
+    fn f31_a_torn_file_never_takes_the_place_of_the_whole_one_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, _) = open(folder.path());
+        state.change(|stored| stored.set_token(&Secret::new("first"))).unwrap();
+        state.change(|stored| stored.maintenance = Some(true)).unwrap();
+        drop(state);
+        fs::write(folder.path().join(CURRENT), "torn").unwrap();
+        let (state, _) = open(folder.path());
+        state.change(|stored| stored.maintenance = Some(false)).unwrap();
+        drop(state);
+        fs::remove_file(folder.path().join(CURRENT)).unwrap();
+        let (state, damage) = open(folder.path());
+        assert_eq!(damage, Some(Damage { recovered: true }));
+        assert_eq!(state.read().token().unwrap().expose(), "first");
+    }
+
+    #[test]
+    fn f31_when_nothing_is_whole_that_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(CURRENT), "torn").unwrap();
+        let (state, damage) = open(folder.path());
+        assert_eq!(damage, Some(Damage { recovered: false }));
+        assert!(state.read().token().is_none());
+    }
+
+    #[test]
+    fn a_state_folder_serves_one_device_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, _) = open(folder.path());
+        assert!(matches!(State::open(folder.path(), &device()), Err(StateError::InUse(_))));
+        state.change(|stored| stored.maintenance = Some(true)).unwrap();
+        drop(state);
+        let other = DeviceId::new("printer-2").unwrap();
+        assert!(matches!(State::open(folder.path(), &other), Err(StateError::OtherDevice { .. })));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn t44_only_its_owner_can_read_the_state() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("new");
+        let (state, _) = open(&inside);
+        state.change(|stored| stored.set_token(&Secret::new("token"))).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&inside), 0o700);
+        assert_eq!(mode(&inside.join(CURRENT)), 0o600);
+        assert!(!format!("{state:?}").contains("token\""));
+    }
+}
