@@ -3,6 +3,9 @@
 use std::fmt;
 
 use async_trait::async_trait;
+use hmac::{Hmac, KeyInit, Mac};
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::ids::{DeviceId, KeyId};
@@ -92,6 +95,35 @@ pub struct ScramVerifier {
     pub server_key: Box<[u8]>,
 }
 
+impl ScramVerifier {
+    /// Derives the verifier of `password` (RFC 5802 §3): `iterations` rounds of PBKDF2 over `salt`. Costs about a
+    /// millisecond for 4096 rounds.
+    pub fn derive(hash: ScramHash, password: &Secret, salt: &[u8], iterations: u32) -> Self {
+        let password = password.expose().as_bytes();
+        let (stored_key, server_key) = match hash {
+            ScramHash::Sha1 => keys::<Hmac<Sha1>, Sha1>(password, salt, iterations),
+            ScramHash::Sha256 => keys::<Hmac<Sha256>, Sha256>(password, salt, iterations),
+        };
+        Self { iterations, salt: salt.into(), stored_key, server_key }
+    }
+}
+
+fn keys<M, D>(password: &[u8], salt: &[u8], iterations: u32) -> (Box<[u8]>, Box<[u8]>)
+where
+    M: Mac + KeyInit + Clone + hmac::digest::FixedOutput,
+    D: Digest,
+{
+    let mut salted = Zeroizing::new(vec![0; <D as Digest>::output_size()]);
+    pbkdf2::pbkdf2::<M>(password, salt, iterations, &mut salted).expect("HMAC takes a key of any length");
+    let mac = |label: &[u8]| {
+        let mut mac = <M as KeyInit>::new_from_slice(&salted).expect("HMAC takes a key of any length");
+        Mac::update(&mut mac, label);
+        Zeroizing::new(mac.finalize().into_bytes().to_vec())
+    };
+    let stored_key = D::digest(&*mac(b"Client Key"));
+    (stored_key.as_slice().into(), mac(b"Server Key").as_slice().into())
+}
+
 impl fmt::Debug for ScramVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ScramVerifier({} iterations)", self.iterations)
@@ -122,4 +154,30 @@ pub trait Authenticator: fmt::Debug + Send + Sync + 'static {
     /// What to check a SCRAM proof of `device` against. For an unknown device: a verifier that no proof meets, whose
     /// salt is the same each time it is asked for.
     async fn verifier(&self, device: &DeviceId, hash: ScramHash) -> Result<ScramVerifier, AuthError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
+
+    use super::*;
+
+    // RFC 5802 §5 and RFC 7677 §3: user "user", password "pencil".
+    #[test]
+    fn verifiers_are_those_of_the_rfcs() {
+        let salt = BASE64.decode("QSXCR+Q6sek8bf92").unwrap();
+        let sha1 = ScramVerifier::derive(ScramHash::Sha1, &Secret::new("pencil"), &salt, 4096);
+        assert_eq!(BASE64.encode(&sha1.stored_key), "6dlGYMOdZcOPutkcNY8U2g7vK9Y=");
+        assert_eq!(BASE64.encode(&sha1.server_key), "D+CSWLOshSulAsxiupA+qs2/fTE=");
+        let salt = BASE64.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
+        let sha256 = ScramVerifier::derive(ScramHash::Sha256, &Secret::new("pencil"), &salt, 4096);
+        assert_eq!(BASE64.encode(&sha256.stored_key), "WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=");
+        assert_eq!(BASE64.encode(&sha256.server_key), "wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=");
+    }
+
+    #[test]
+    fn t44_secrets_do_not_show() {
+        let shown = format!("{:?}", Credentials::Bearer(Secret::new("hunter2")));
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
 }

@@ -152,8 +152,8 @@ macro_rules! id {
         }
         impl Ord for $name {
             fn cmp(&self, other: &Self) -> Ordering {
-                let fold = |text: &Arc<str>| text.bytes().map(|b| b.to_ascii_lowercase()).collect::<Vec<_>>();
-                fold(&self.0).cmp(&fold(&other.0))
+                let folded = self.0.bytes().map(|b| b.to_ascii_lowercase());
+                folded.cmp(other.0.bytes().map(|b| b.to_ascii_lowercase()))
             }
         }
         impl PartialOrd for $name {

@@ -55,10 +55,18 @@ impl fmt::Display for Outcome {
 impl FromStr for Outcome {
     type Err = ();
     fn from_str(word: &str) -> Result<Self, ()> {
-        [Self::Unknown, Self::Offline, Self::Refused, Self::Queued, Self::Sent, Self::Received, Self::Answered]
-            .into_iter()
-            .find(|outcome| outcome.as_str() == word)
-            .ok_or(())
+        [
+            Self::Unknown,
+            Self::Offline,
+            Self::Refused,
+            Self::Queued,
+            Self::Sent,
+            Self::Received,
+            Self::Answered,
+        ]
+        .into_iter()
+        .find(|outcome| outcome.as_str() == word)
+        .ok_or(())
     }
 }
 

@@ -1,14 +1,28 @@
 //! The relay: the engine's machines in a thin tokio shell.
 
-use std::{sync::Arc, time::Duration};
+mod handle;
+
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc, Mutex, MutexGuard, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
+use self::handle::Handle;
 use crate::{
+    engine::{Effect, Shard},
     ids::{DeviceId, RequestId, SessionId},
     outcome::{CallError, Disposition, RequestError},
     request::{Call, Request, Response},
-    transport::Listener,
+    request_ids::{MacRequestIds, Place, RequestIds},
+    transport::{CloseReason, Incoming, Listener},
 };
 
 /// Whether a device can be reached.
@@ -61,7 +75,7 @@ pub struct Answer {
 
 /// A hook that puts a service's request into the form that a device model understands, and the answer back (Q6).
 #[async_trait]
-pub trait Translate: std::fmt::Debug + Send + Sync + 'static {
+pub trait Translate: fmt::Debug + Send + Sync + 'static {
     /// The request as the device is to get it.
     ///
     /// # Errors
@@ -118,51 +132,161 @@ impl Default for RelayConfig {
     }
 }
 
-/// A relay. Cheap to clone; all clones are one.
-#[derive(Debug, Clone)]
-pub struct Relay {}
+type Waiter = oneshot::Sender<Result<Response, RequestError>>;
+type EngineShard = Shard<Waiter, Arc<Handle>>;
 
-impl Relay {
-    /// A relay of `config`, with no hook.
-    pub fn new(config: RelayConfig) -> Self {
-        let _ = config;
-        Self {}
+/// How many peers may be in their handshake at once; whoever knocks beyond is let go.
+const HANDSHAKES: usize = 10_000;
+/// How long sessions get to take their leave.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// A relay. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Relay {
+    inner: Arc<Inner>,
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay").field("shards", &self.inner.shards.len()).finish_non_exhaustive()
+    }
+}
+
+struct Inner {
+    config: Arc<RelayConfig>,
+    shards: Box<[Mutex<EngineShard>]>,
+    hasher: RandomState,
+    ids: Arc<dyn RequestIds>,
+    translate: Option<Arc<dyn Translate>>,
+    in_flight: AtomicUsize,
+    sessions: AtomicUsize,
+    next_session: AtomicU64,
+    handshakes: Arc<Semaphore>,
+    stopping: watch::Sender<bool>,
+    farewells: AtomicUsize,
+    clock: Clock,
+}
+
+/// Wakes the shards when something is due. One task for the whole relay.
+struct Clock {
+    origin: Instant,
+    /// When that task will look again, in milliseconds since `origin`.
+    next: AtomicU64,
+    sooner: Arc<Notify>,
+    running: AtomicBool,
+}
+
+/// What a [`Relay`] is made of. All parts have defaults.
+#[derive(Debug, Default)]
+pub struct RelayBuilder {
+    config: RelayConfig,
+    ids: Option<Arc<dyn RequestIds>>,
+    translate: Option<Arc<dyn Translate>>,
+}
+
+impl RelayBuilder {
+    /// Bounds and times other than the defaults.
+    #[must_use]
+    pub fn config(mut self, config: RelayConfig) -> Self {
+        self.config = config;
+        self
     }
 
-    /// The same relay, which runs requests and responses through `translate`.
+    /// Request IDs other than [`MacRequestIds::random`].
     #[must_use]
-    pub fn with_translate(self, translate: Arc<dyn Translate>) -> Self {
-        let _ = translate;
+    pub fn request_ids(mut self, ids: Arc<dyn RequestIds>) -> Self {
+        self.ids = Some(ids);
         self
+    }
+
+    /// Runs requests and responses through `translate` (Q6).
+    #[must_use]
+    pub fn translate(mut self, translate: Arc<dyn Translate>) -> Self {
+        self.translate = Some(translate);
+        self
+    }
+
+    /// Makes the relay. It needs a tokio runtime from its first [`Relay::serve`] on.
+    pub fn build(self) -> Relay {
+        let config = Arc::new(self.config);
+        // A few shards a core: enough that two threads seldom want the same one.
+        let cores = std::thread::available_parallelism().map_or(4, std::num::NonZero::get);
+        let shards = (cores * 4).next_power_of_two();
+        let shard = || Mutex::new(Shard::new(Arc::clone(&config), shards));
+        let inner = Inner {
+            shards: std::iter::repeat_with(shard).take(shards).collect(),
+            hasher: RandomState::new(),
+            ids: self.ids.unwrap_or_else(|| Arc::new(MacRequestIds::random())),
+            translate: self.translate,
+            in_flight: AtomicUsize::new(0),
+            sessions: AtomicUsize::new(0),
+            next_session: AtomicU64::new(1),
+            handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
+            stopping: watch::Sender::new(false),
+            farewells: AtomicUsize::new(0),
+            clock: Clock {
+                origin: now(),
+                next: AtomicU64::new(u64::MAX),
+                sooner: Arc::new(Notify::new()),
+                running: AtomicBool::new(false),
+            },
+            config,
+        };
+        Relay { inner: Arc::new(inner) }
+    }
+}
+
+impl Default for Relay {
+    fn default() -> Self {
+        Self::builder().build()
+    }
+}
+
+impl Relay {
+    /// A relay to be.
+    pub fn builder() -> RelayBuilder {
+        RelayBuilder::default()
     }
 
     /// Makes `device` known: offline from now on, not unknown. `keepalive` is what it registered; its presence timer is
     /// twice that, if that is longer than the relay's.
     pub fn know(&self, device: &DeviceId, keepalive: Option<Duration>) {
-        let _ = (device, keepalive);
+        self.inner.with_device(device, |shard, _| shard.know(device, keepalive));
     }
 
     /// Whether `device` is known.
     pub fn knows(&self, device: &DeviceId) -> bool {
-        let _ = device;
-        false
+        self.inner.with_device(device, |shard, _| shard.knows(device))
     }
 
     /// Any word from `device` outside its session: restarts its presence timer.
     pub fn heard(&self, device: &DeviceId) {
-        let _ = device;
+        self.inner.with_device(device, |shard, now| shard.heard(now, device));
     }
 
     /// Survival notification: whether `session` is the session of `device`, by its ID or one that it had.
     pub fn alive(&self, device: &DeviceId, session: &SessionId) -> bool {
-        let _ = (device, session);
-        false
+        self.inner.with_device(device, |shard, now| shard.alive(now, device, session))
     }
 
     /// What is known of `device`; `None` if it is not known at all.
     pub fn presence(&self, device: &DeviceId) -> Option<Presence> {
-        let _ = device;
-        None
+        self.inner.with_device(device, |shard, now| shard.presence(now, device))
+    }
+
+    /// Sessions there are now.
+    pub fn sessions(&self) -> usize {
+        self.inner.sessions.load(Ordering::Relaxed)
+    }
+
+    /// Requests in flight now.
+    pub fn in_flight(&self) -> usize {
+        self.inner.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Whether [`Relay::shutdown`] was called.
+    pub fn is_draining(&self) -> bool {
+        *self.inner.stopping.borrow()
     }
 
     /// Asks a device and waits for its answer.
@@ -172,28 +296,257 @@ impl Relay {
     ///
     /// # Cancel safety
     /// Dropped, the request is cancelled: the device is told, and a late response is [`Disposition::TooLate`].
-    #[expect(clippy::unused_async, reason = "being laid")]
     pub async fn request(&self, call: Call) -> Result<Answer, CallError> {
-        let _ = call;
-        Err(RequestError::UnknownDevice.into())
+        let Call { request, wait } = call;
+        match &self.inner.translate {
+            None => self.run(request, wait).await,
+            Some(translate) => {
+                let asked = request.clone();
+                let mut answer = self.run(translate.request(request).await?, wait).await?;
+                answer.response = translate.response(&asked, answer.response).await;
+                Ok(answer)
+            }
+        }
+    }
+
+    async fn run(&self, request: Request, wait: Duration) -> Result<Answer, CallError> {
+        if self.is_draining() {
+            return Err(RequestError::Draining.into());
+        }
+        let _place = self.inner.place_in_flight()?;
+        let (waiter, answer) = oneshot::channel();
+        let slot = self.inner.slot(&request.device);
+        let id = self.inner.ids.issue(Place { node: 0, slot });
+        let (request, wait) = (Arc::new(request), wait.min(Call::MAX_WAIT));
+        self.inner.with_slot(slot, |shard, now| shard.request(now, id.clone(), request, wait, waiter))?;
+        let mut hang_up = HangUp { inner: &self.inner, slot, id: Some(id) };
+        let result = answer.await;
+        let Some(id) = hang_up.id.take() else { return Err(RequestError::Draining.into()) };
+        match result {
+            Ok(Ok(response)) => Ok(Answer { id, response }),
+            Ok(Err(error)) => Err(CallError { id: Some(id), error }),
+            // The engine ends every call before it forgets it; without an engine nobody knows how far it got.
+            Err(_) => Err(CallError { id: Some(id), error: RequestError::DeviceTimeout { received: false } }),
+        }
     }
 
     /// A response from `device`, however it came.
     pub fn respond(&self, device: &DeviceId, id: &RequestId, response: Response) -> Disposition {
-        let _ = (device, id, response);
-        Disposition::Unknown
+        let Some(Place { slot, .. }) = self.inner.ids.place_of(id) else {
+            self.heard(device);
+            return Disposition::Unknown;
+        };
+        let disposition = self.inner.with_slot(slot, |shard, now| shard.respond(now, device, id, response));
+        if disposition == Disposition::Forbidden {
+            tracing::warn!(%device, request = %id, "response from a device that the request did not go to");
+        }
+        disposition
+    }
+
+    /// `device` says that it has the request `id`, and that the answer will take longer.
+    pub fn received(&self, device: &DeviceId, id: &RequestId) {
+        if let Some(Place { slot, .. }) = self.inner.ids.place_of(id) {
+            self.inner.with_slot(slot, |shard, _| shard.received(device, id));
+        }
     }
 
     /// Takes in whoever knocks at `listener`, until it closes or the relay shuts down. Resolves then.
-    #[expect(clippy::unused_async, reason = "being laid")]
-    pub async fn serve(&self, listener: Box<dyn Listener>) {
-        let _ = listener;
+    ///
+    /// # Cancel safety
+    /// Dropped, nobody new is taken in; sessions that are there stay.
+    pub async fn serve(&self, mut listener: Box<dyn Listener>) {
+        self.inner.run_clock();
+        let mut stopping = self.inner.stopping.subscribe();
+        let transport = listener.info().name;
+        loop {
+            let incoming = tokio::select! {
+                incoming = listener.accept() => incoming,
+                _ = stopping.wait_for(|stopping| *stopping) => None,
+            };
+            match incoming {
+                None => return,
+                Some(Incoming::Session(knock)) => {
+                    let Ok(permit) = Arc::clone(&self.inner.handshakes).try_acquire_owned() else {
+                        tracing::warn!(transport, peer = ?knock.peer.address, "too many handshakes; peer let go");
+                        continue;
+                    };
+                    let relay = self.clone();
+                    tokio::spawn(async move {
+                        match knock.handshake.await {
+                            Ok(session) => Handle::admit(&relay, session).await,
+                            Err(error) => {
+                                tracing::debug!(transport, peer = ?knock.peer.address, %error, "handshake failed");
+                            }
+                        }
+                        drop(permit);
+                    });
+                }
+            }
+        }
     }
 
     /// Takes no new calls and sessions, gives those in flight until `grace` is over, tells devices to come back after
-    /// `retry_after`, and ends every session.
-    #[expect(clippy::unused_async, reason = "being laid")]
+    /// `retry_after`, and ends every session. Takes at most `grace` and five seconds.
     pub async fn shutdown(&self, grace: Duration, retry_after: Duration) {
-        let _ = (grace, retry_after);
+        self.inner.stopping.send_replace(true);
+        let _ = tokio::time::timeout(grace, until(|| self.in_flight() == 0)).await;
+        for slot in 0..self.inner.shards.len() {
+            self.inner.with_slot(slot as u32, |shard, now| shard.end_calls(now));
+        }
+        for slot in 0..self.inner.shards.len() {
+            self.inner
+                .with_slot(slot as u32, |shard, _| shard.close_sessions(CloseReason::Drain { retry_after }));
+        }
+        let gone = || self.inner.farewells.load(Ordering::Acquire) == 0;
+        let _ = tokio::time::timeout(FAREWELL, until(gone)).await;
+    }
+}
+
+async fn until(mut reached: impl FnMut() -> bool) {
+    while !reached() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Cancels the request of a caller that is dropped while it waits.
+struct HangUp<'a> {
+    inner: &'a Arc<Inner>,
+    slot: u32,
+    id: Option<RequestId>,
+}
+
+impl Drop for HangUp<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id.take() {
+            self.inner.with_slot(self.slot, |shard, now| shard.cancel(now, &id));
+        }
+    }
+}
+
+/// One of the relay's places in flight.
+struct InFlight<'a>(&'a AtomicUsize);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The time, as the machines are told it. Follows tokio's clock, so that paused time governs tests.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+impl Inner {
+    fn slot(&self, device: &DeviceId) -> u32 {
+        self.hasher.hash_one(device) as u32
+    }
+
+    fn place_in_flight(&self) -> Result<InFlight<'_>, RequestError> {
+        let place = InFlight(&self.in_flight);
+        if self.in_flight.fetch_add(1, Ordering::Relaxed) >= self.config.relay_in_flight {
+            drop(place);
+            let retry_after = Duration::from_secs(1);
+            return Err(RequestError::TooManyRequests { bound: "in flight on this relay", retry_after });
+        }
+        Ok(place)
+    }
+
+    fn with_device<R>(
+        self: &Arc<Self>,
+        device: &DeviceId,
+        f: impl FnOnce(&mut EngineShard, Instant) -> R,
+    ) -> R {
+        self.with_slot(self.slot(device), f)
+    }
+
+    /// Runs `f` on the shard of `slot`, then, outside its lock, what it wants done.
+    fn with_slot<R>(self: &Arc<Self>, slot: u32, f: impl FnOnce(&mut EngineShard, Instant) -> R) -> R {
+        let (result, wake_at) = self.on_shard(slot, f);
+        if let Some(at) = wake_at {
+            self.clock.wake_by(at);
+        }
+        result
+    }
+
+    fn on_shard<R>(
+        self: &Arc<Self>,
+        slot: u32,
+        f: impl FnOnce(&mut EngineShard, Instant) -> R,
+    ) -> (R, Option<Instant>) {
+        let now = now();
+        let (result, effects, wake_at) = {
+            let mut shard = self.lock(slot);
+            let before = shard.sessions();
+            let result = f(&mut shard, now);
+            let after = shard.sessions();
+            if after != before {
+                // Wrapping, so that one addition serves both ways.
+                self.sessions.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+            }
+            (result, shard.drain_effects(), shard.wake_at())
+        };
+        for effect in effects {
+            self.run_effect(effect);
+        }
+        (result, wake_at)
+    }
+
+    fn lock(&self, slot: u32) -> MutexGuard<'_, EngineShard> {
+        let shard = &self.shards[slot as usize & (self.shards.len() - 1)];
+        shard.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn run_effect(self: &Arc<Self>, effect: Effect<Waiter, Arc<Handle>>) {
+        match effect {
+            // Whoever waited may have hung up at this very moment: then the answer is nobody's.
+            Effect::Finish { waiter, result } => drop(waiter.send(result)),
+            Effect::Pump { handle } => handle.pump(),
+            Effect::Close { handle, reason } => handle.close(reason),
+            Effect::Presence { device, state, epoch } => {
+                tracing::info!(%device, state = state.as_str(), epoch, "presence");
+            }
+        }
+    }
+
+    fn run_clock(self: &Arc<Self>) {
+        if !self.clock.running.swap(true, Ordering::AcqRel) {
+            tokio::spawn(tick(Arc::downgrade(self), Arc::clone(&self.clock.sooner), self.clock.origin));
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.clock.sooner.notify_one();
+    }
+}
+
+impl Clock {
+    fn wake_by(&self, at: Instant) {
+        let at = at.saturating_duration_since(self.origin).as_millis() as u64;
+        if at < self.next.fetch_min(at, Ordering::AcqRel) {
+            self.sooner.notify_one();
+        }
+    }
+}
+
+async fn tick(relay: Weak<Inner>, sooner: Arc<Notify>, origin: Instant) {
+    loop {
+        let next = {
+            let Some(inner) = relay.upgrade() else { return };
+            // Whoever arms a timer from here on notifies, so that none slips in behind the scan.
+            inner.clock.next.store(u64::MAX, Ordering::Release);
+            let wake = |slot| inner.on_shard(slot as u32, |shard, now| shard.wake(now)).1;
+            let earliest = (0..inner.shards.len()).filter_map(wake).min();
+            let at = earliest.map_or(u64::MAX, |at| at.saturating_duration_since(origin).as_millis() as u64);
+            at.min(inner.clock.next.fetch_min(at, Ordering::AcqRel))
+        };
+        // Rounded up by a millisecond, so that what is due has come when the clock looks.
+        let until = origin + Duration::from_millis(next.min(u64::from(u32::MAX)) + 1);
+        tokio::select! {
+            () = tokio::time::sleep_until(until.into()) => {}
+            () = sooner.notified() => {}
+        }
     }
 }

@@ -1,1 +1,173 @@
-//! Being laid.
+//! The engine's machine: one shard of the devices, with their sessions, presence and requests in flight.
+//!
+//! No clock, lock, task or I/O: every input brings the time, and what is to be done outside comes back as
+//! [`Effect`]s. `W` stands for whoever waits for an answer, `H` for the way to a session's transport.
+//!
+//! A request's way: `Waiting` (no room in the outbox yet) → `Queued` → `Sent` (it left the outbox) → `Received` (the
+//! device said so) → finished. A session that is lost or replaced takes a request back to the outbox, never to an
+//! earlier outcome: [`Pending::sent`] is sticky.
+//!
+//! A device's way: offline → online when a session has a connection on which a push can go → offline when it says
+//! goodbye, is silent for its presence timer, or has had no connection for the resume window.
+
+mod calls;
+mod device;
+mod finished;
+mod outbox;
+mod sessions;
+#[cfg(test)]
+mod tests;
+mod timers;
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use self::{device::Device, finished::Finished, outbox::Room, timers::TimerKey, timers::Timers};
+pub(crate) use self::{device::SessionKey, sessions::Opening};
+use crate::{
+    ids::{DeviceId, RequestId, SessionId},
+    outcome::RequestError,
+    relay::{Presence, RelayConfig, State},
+    request::{Request, Response},
+    transport::CloseReason,
+};
+
+/// What is to be done outside the machine, in order.
+#[derive(Debug)]
+pub(crate) enum Effect<W, H> {
+    /// A call is over.
+    Finish { waiter: W, result: Result<Response, RequestError> },
+    /// The session's outbox has something, and nobody is taking from it yet.
+    Pump { handle: H },
+    /// The session is no longer wanted.
+    Close { handle: H, reason: CloseReason },
+    /// A device's state changed.
+    Presence { device: DeviceId, state: State, epoch: u64 },
+}
+
+/// A request in flight.
+#[derive(Debug)]
+struct Pending<W> {
+    device: DeviceId,
+    request: Arc<Request>,
+    waiter: W,
+    deadline: Instant,
+    timer: TimerKey,
+    /// Whether it ever left an outbox. Never reset.
+    sent: bool,
+    /// Whether the device said that it has it.
+    received: bool,
+}
+
+impl<W> Pending<W> {
+    fn cost(&self) -> usize {
+        256 + self.request.payload_len()
+    }
+}
+
+#[derive(Debug)]
+enum Timer {
+    Deadline(RequestId),
+    ResumeWindow(DeviceId, SessionKey),
+    Silence(DeviceId),
+}
+
+#[derive(Debug)]
+pub(crate) struct Shard<W, H> {
+    config: Arc<RelayConfig>,
+    devices: HashMap<DeviceId, Device<H>>,
+    pending: HashMap<RequestId, Pending<W>>,
+    finished: Finished,
+    timers: Timers<Timer>,
+    effects: Vec<Effect<W, H>>,
+    sessions: usize,
+}
+
+impl<W, H: Clone> Shard<W, H> {
+    /// A shard of a relay that has `shards` of them.
+    pub(crate) fn new(config: Arc<RelayConfig>, shards: usize) -> Self {
+        let finished = Finished::new(config.finished_for, config.finished_max / shards.max(1));
+        Self {
+            config,
+            devices: HashMap::new(),
+            pending: HashMap::new(),
+            finished,
+            timers: Timers::default(),
+            effects: Vec::new(),
+            sessions: 0,
+        }
+    }
+
+    fn room(&self) -> Room {
+        Room { envelopes: self.config.outbox_envelopes, bytes: self.config.outbox_bytes }
+    }
+
+    pub(crate) fn drain_effects(&mut self) -> Vec<Effect<W, H>> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// When [`Shard::wake`] is to be called next.
+    pub(crate) fn wake_at(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    pub(crate) fn sessions(&self) -> usize {
+        self.sessions
+    }
+
+    /// Lets what is due happen.
+    pub(crate) fn wake(&mut self, now: Instant) {
+        while let Some(timer) = self.timers.due(now) {
+            match timer {
+                Timer::Deadline(id) => self.expire_call(now, &id),
+                Timer::ResumeWindow(device, key) => self.resume_window_over(now, &device, key),
+                Timer::Silence(device) => self.silence_over(now, &device),
+            }
+        }
+    }
+
+    pub(crate) fn know(&mut self, device: &DeviceId, keepalive: Option<Duration>) {
+        let timer = keepalive.map(|keepalive| (keepalive * 2).max(self.config.presence_timer));
+        match self.devices.get_mut(device) {
+            Some(known) => known.presence_timer = timer.or(known.presence_timer),
+            None => {
+                self.devices.insert(device.clone(), Device { presence_timer: timer, ..Device::default() });
+            }
+        }
+    }
+
+    pub(crate) fn knows(&self, device: &DeviceId) -> bool {
+        self.devices.contains_key(device)
+    }
+
+    pub(crate) fn presence(&self, now: Instant, device: &DeviceId) -> Option<Presence> {
+        let known = self.devices.get(device)?;
+        Some(Presence {
+            state: known.state,
+            epoch: known.epoch,
+            last_heard: known.last_heard.map(|at| now.saturating_duration_since(at)),
+            detects_loss_within: known.presence_timer.unwrap_or(self.config.presence_timer),
+            transport: known.session.as_ref().map(|session| session.transport),
+        })
+    }
+
+    /// Any word from the device outside its session.
+    pub(crate) fn heard(&mut self, now: Instant, device: &DeviceId) {
+        if let Some(known) = self.devices.get_mut(device) {
+            known.last_heard = Some(now);
+            self.settle(now, device);
+        }
+    }
+
+    /// Whether `session` is, by any of its IDs, a session that the device can still use.
+    pub(crate) fn alive(&mut self, now: Instant, device: &DeviceId, session: &SessionId) -> bool {
+        self.heard(now, device);
+        self.devices
+            .get(device)
+            .and_then(|known| known.session.as_ref())
+            .is_some_and(|current| current.handle.is_some() && current.ids.contains(session))
+    }
+}

@@ -1,0 +1,199 @@
+//! Requests: from a service's call to its one end.
+
+use std::{sync::Arc, time::Duration, time::Instant};
+
+use super::{Effect, Pending, Shard, Timer, outbox::Entry};
+use crate::{
+    envelope::Envelope,
+    ids::{DeviceId, RequestId},
+    outcome::{Disposition, RequestError},
+    relay::State,
+    request::{Request, Response},
+};
+
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+impl<W, H: Clone> Shard<W, H> {
+    /// Takes a call in. On an error nothing is remembered and the device has not been asked.
+    pub(crate) fn request(
+        &mut self,
+        now: Instant,
+        id: RequestId,
+        request: Arc<Request>,
+        wait: Duration,
+        waiter: W,
+    ) -> Result<(), RequestError> {
+        let room = self.room();
+        let device = request.device.clone();
+        let known = self.devices.get_mut(&device).ok_or(RequestError::UnknownDevice)?;
+        // The answer comes from here, in one round trip: nobody waits on a device that is not there (Q2).
+        let session = match known.session.as_mut() {
+            Some(session) if known.state == State::Online => session,
+            _ => return Err(RequestError::DeviceOffline),
+        };
+        let size = request.body.as_ref().map_or(0, |body| body.bytes.len());
+        if size > session.max_body {
+            return Err(RequestError::TooLarge { size, max: session.max_body });
+        }
+        if known.in_flight.len() >= self.config.device_in_flight {
+            return Err(RequestError::TooManyRequests {
+                bound: "in flight to this device",
+                retry_after: TRY_AGAIN,
+            });
+        }
+        let deadline = now + wait;
+        let timer = self.timers.arm(deadline, Timer::Deadline(id.clone()));
+        let pending = Pending { device, request, waiter, deadline, timer, sent: false, received: false };
+        known.in_flight.push(id.clone());
+        session.outbox.push_request(room, id.clone(), pending.cost());
+        pump(&mut self.effects, session);
+        self.pending.insert(id, pending);
+        Ok(())
+    }
+
+    /// A response, however it came: its verdict, and the call's end if it is the one waited for.
+    pub(crate) fn respond(
+        &mut self,
+        now: Instant,
+        from: &DeviceId,
+        id: &RequestId,
+        response: Response,
+    ) -> Disposition {
+        self.heard(now, from);
+        match self.pending.get(id) {
+            None => self.finished.verdict(now, from, id),
+            Some(pending) if pending.device != *from => Disposition::Forbidden,
+            Some(_) => {
+                self.finish(now, id, Ok(response));
+                Disposition::Accepted
+            }
+        }
+    }
+
+    pub(crate) fn received(&mut self, from: &DeviceId, id: &RequestId) {
+        if let Some(pending) = self.pending.get_mut(id)
+            && pending.device == *from
+            && pending.sent
+        {
+            pending.received = true;
+            // It has it: sending it again could only make a device that forgot do it twice.
+            if let Some(known) = self.devices.get_mut(from) {
+                known.resend.retain(|other| other != id);
+                if let Some(session) = known.session.as_mut() {
+                    session.unconfirmed.retain(|(_, other)| other != id);
+                }
+            }
+        }
+    }
+
+    /// Nobody waits any more. A device that may have the request is told.
+    pub(crate) fn cancel(&mut self, now: Instant, id: &RequestId) {
+        self.give_up(now, id, |pending| give_up_error(pending.sent, pending.received));
+    }
+
+    pub(super) fn expire_call(&mut self, now: Instant, id: &RequestId) {
+        let overflowing = self.pending.get(id).is_some_and(|pending| {
+            let session = self.devices.get(&pending.device).and_then(|device| device.session.as_ref());
+            session.is_some_and(|session| session.outbox.in_overflow(id))
+        });
+        self.give_up(now, id, |pending| {
+            if overflowing && !pending.sent {
+                RequestError::TooManyRequests {
+                    bound: "waiting for room towards this device",
+                    retry_after: TRY_AGAIN,
+                }
+            } else {
+                give_up_error(pending.sent, pending.received)
+            }
+        });
+    }
+
+    /// Ends every call: the relay stops.
+    pub(crate) fn end_calls(&mut self, now: Instant) {
+        let ids: Vec<_> = self.pending.keys().cloned().collect();
+        for id in ids {
+            self.give_up(now, &id, |pending| match pending.sent {
+                true => RequestError::DeviceTimeout { received: pending.received },
+                false => RequestError::Draining,
+            });
+        }
+    }
+
+    fn give_up(&mut self, now: Instant, id: &RequestId, why: impl FnOnce(&Pending<W>) -> RequestError) {
+        let Some(pending) = self.pending.get(id) else { return };
+        let error = why(pending);
+        let (sent, device) = (pending.sent, pending.device.clone());
+        self.finish(now, id, Err(error));
+        if sent
+            && let Some(session) = self.devices.get_mut(&device).and_then(|device| device.session.as_mut())
+            && session.outbox.push_control(Envelope::Cancel { id: id.clone() }).is_ok()
+        {
+            pump(&mut self.effects, session);
+        }
+    }
+
+    pub(super) fn finish(&mut self, now: Instant, id: &RequestId, result: Result<Response, RequestError>) {
+        let Some(pending) = self.pending.remove(id) else { return };
+        let room = self.room();
+        self.timers.disarm(pending.timer);
+        if let Some(device) = self.devices.get_mut(&pending.device) {
+            device.in_flight.retain(|other| other != id);
+            device.resend.retain(|other| other != id);
+            if device.in_flight.is_empty() {
+                device.in_flight = Vec::new();
+            }
+            if let Some(session) = device.session.as_mut() {
+                session.outbox.remove(room, id);
+                session.unconfirmed.retain(|(_, other)| other != id);
+                if session.unconfirmed.is_empty() {
+                    session.unconfirmed.shrink_to_fit();
+                }
+            }
+        }
+        self.finished.remember(now, id.clone(), pending.device, result.is_ok());
+        self.effects.push(Effect::Finish { waiter: pending.waiter, result });
+    }
+
+    /// Takes the next envelope out of a session's outbox: from here on a request counts as sent.
+    pub(crate) fn take(&mut self, device: &DeviceId, key: super::SessionKey) -> Option<Envelope> {
+        let room = self.room();
+        let session = self.devices.get_mut(device)?.session.as_mut().filter(|session| session.key == key)?;
+        loop {
+            let entry = session.outbox.take(room)?;
+            session.taken += 1;
+            match entry {
+                Entry::Control(envelope) => return Some(envelope),
+                Entry::Request(id) => {
+                    let Some(pending) = self.pending.get_mut(&id) else {
+                        session.taken -= 1;
+                        continue;
+                    };
+                    pending.sent = true;
+                    session.unconfirmed.push_back((session.taken, id.clone()));
+                    let (request, deadline) = (Arc::clone(&pending.request), pending.deadline);
+                    return Some(Envelope::Request { id, request, deadline });
+                }
+            }
+        }
+    }
+
+    pub(crate) fn next_cost(&self, device: &DeviceId, key: super::SessionKey) -> Option<usize> {
+        let session = self.devices.get(device)?.session.as_ref().filter(|session| session.key == key)?;
+        session.outbox.next_cost()
+    }
+}
+
+const fn give_up_error(sent: bool, received: bool) -> RequestError {
+    if sent { RequestError::DeviceTimeout { received } } else { RequestError::NotSent }
+}
+
+/// Asks for the outbox to be emptied, unless somebody is at it.
+pub(super) fn pump<W, H: Clone>(effects: &mut Vec<Effect<W, H>>, session: &mut super::device::Session<H>) {
+    if !session.pumping
+        && !session.outbox.is_empty()
+        && let Some(handle) = &session.handle
+    {
+        session.pumping = true;
+        effects.push(Effect::Pump { handle: handle.clone() });
+    }
+}

@@ -1,0 +1,92 @@
+//! What a shard keeps of one device and its session. Small: there is one per known device.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use super::{outbox::Outbox, timers::TimerKey};
+use crate::{
+    ids::{RequestId, SessionId},
+    relay::State,
+};
+
+/// Distinguishes the sessions of one relay's life; a word from an older one changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SessionKey(pub(crate) u64);
+
+#[derive(Debug)]
+pub(crate) struct Device<H> {
+    /// How long it may be silent; `None` is the relay's default.
+    pub(crate) presence_timer: Option<Duration>,
+    pub(crate) last_heard: Option<Instant>,
+    pub(crate) epoch: u64,
+    pub(crate) state: State,
+    pub(crate) session: Option<Box<Session<H>>>,
+    /// The IDs of the last session that ended, which a new one may ask to go on with.
+    pub(crate) former: Vec<SessionId>,
+    /// Requests in flight, in the order of their calls.
+    pub(crate) in_flight: Vec<RequestId>,
+    /// Requests that were sent and are to be sent again on the next session.
+    pub(crate) resend: Vec<RequestId>,
+    pub(crate) openings: Bucket,
+    pub(crate) silence: Option<TimerKey>,
+}
+
+impl<H> Default for Device<H> {
+    fn default() -> Self {
+        Self {
+            presence_timer: None,
+            last_heard: None,
+            epoch: 0,
+            state: State::Offline,
+            session: None,
+            former: Vec::new(),
+            in_flight: Vec::new(),
+            resend: Vec::new(),
+            openings: Bucket::default(),
+            silence: None,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Session<H> {
+    pub(crate) key: SessionKey,
+    /// The ID in force first, then every other that it has had.
+    pub(crate) ids: Vec<SessionId>,
+    pub(crate) transport: &'static str,
+    pub(crate) max_body: usize,
+    /// Where to push; `None` once the transport gave up and only the resume window keeps the device online.
+    pub(crate) handle: Option<H>,
+    pub(crate) attached: bool,
+    pub(crate) resume_window: Option<TimerKey>,
+    pub(crate) outbox: Outbox,
+    /// Whether somebody is already taking from the outbox.
+    pub(crate) pumping: bool,
+    pub(crate) taken: u64,
+    /// Requests taken and not confirmed, by their numbers.
+    pub(crate) unconfirmed: VecDeque<(u64, RequestId)>,
+}
+
+/// A token bucket. Full until first used.
+#[derive(Debug, Default)]
+pub(crate) struct Bucket {
+    missing: f32,
+    since: Option<Instant>,
+}
+
+impl Bucket {
+    /// Takes one token of `burst`, refilled at `per_minute`, or says when there will be one.
+    pub(crate) fn take(&mut self, now: Instant, per_minute: u32, burst: u32) -> Result<(), Duration> {
+        let rate = per_minute.max(1) as f32 / 60.0;
+        let elapsed = self.since.map_or(0.0, |since| now.saturating_duration_since(since).as_secs_f32());
+        let missing = (self.missing - elapsed * rate).max(0.0);
+        if missing + 1.0 > burst.max(1) as f32 {
+            return Err(Duration::from_secs_f32((missing + 1.0 - burst.max(1) as f32) / rate));
+        }
+        self.missing = missing + 1.0;
+        self.since = Some(now);
+        Ok(())
+    }
+}

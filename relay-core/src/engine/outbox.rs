@@ -1,0 +1,129 @@
+//! What waits to go onto one session, in order, within bounds.
+//!
+//! Requests beyond the bound wait in `overflow`, which in turn is bounded by the requests that one device may have in
+//! flight; what is not a request has a small bound of its own and is refused beyond it.
+
+use std::collections::VecDeque;
+
+use crate::{envelope::Envelope, ids::RequestId};
+
+/// Envelopes other than requests that may wait: verdicts, cancellations, pongs.
+pub(crate) const MAX_CONTROL: usize = 256;
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Entry {
+    Request(RequestId),
+    Control(Envelope),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    entries: VecDeque<(usize, Entry)>,
+    overflow: VecDeque<(usize, RequestId)>,
+    requests: usize,
+    bytes: usize,
+}
+
+/// How many requests, and how many bytes of them, may stand in the outbox.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) envelopes: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Outbox {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(crate) fn next_cost(&self) -> Option<usize> {
+        self.entries.front().map(|(cost, _)| *cost)
+    }
+
+    fn fits(&self, room: Room, cost: usize) -> bool {
+        // One envelope always fits, however large: else it would never go.
+        self.requests == 0 || (self.requests < room.envelopes && self.bytes + cost <= room.bytes)
+    }
+
+    pub(crate) fn push_request(&mut self, room: Room, id: RequestId, cost: usize) {
+        if self.overflow.is_empty() && self.fits(room, cost) {
+            self.admit(id, cost);
+        } else {
+            self.overflow.push_back((cost, id));
+        }
+    }
+
+    fn admit(&mut self, id: RequestId, cost: usize) {
+        self.requests += 1;
+        self.bytes += cost;
+        self.entries.push_back((cost, Entry::Request(id)));
+    }
+
+    /// Gives the envelope back if there is no room for it.
+    pub(crate) fn push_control(&mut self, envelope: Envelope) -> Result<(), Envelope> {
+        if self.entries.len() - self.requests >= MAX_CONTROL {
+            return Err(envelope);
+        }
+        self.entries.push_back((envelope.cost(), Entry::Control(envelope)));
+        Ok(())
+    }
+
+    pub(crate) fn take(&mut self, room: Room) -> Option<Entry> {
+        let (cost, entry) = self.entries.pop_front()?;
+        if matches!(entry, Entry::Request(_)) {
+            self.requests -= 1;
+            self.bytes -= cost;
+            self.promote(room);
+        }
+        Some(entry)
+    }
+
+    fn promote(&mut self, room: Room) {
+        while let Some(&(cost, _)) = self.overflow.front() {
+            if !self.fits(room, cost) {
+                return;
+            }
+            if let Some((cost, id)) = self.overflow.pop_front() {
+                self.admit(id, cost);
+            }
+        }
+        // An idle session keeps no buffer that a burst had needed.
+        if self.entries.is_empty() && self.overflow.is_empty() {
+            *self = Self::default();
+        }
+    }
+
+    pub(crate) fn remove(&mut self, room: Room, id: &RequestId) {
+        self.overflow.retain(|(_, waiting)| waiting != id);
+        if let Some(index) =
+            self.entries.iter().position(|(_, entry)| matches!(entry, Entry::Request(r) if r == id))
+            && let Some((cost, _)) = self.entries.remove(index)
+        {
+            self.requests -= 1;
+            self.bytes -= cost;
+            self.promote(room);
+        }
+    }
+
+    pub(crate) fn in_overflow(&self, id: &RequestId) -> bool {
+        self.overflow.iter().any(|(_, waiting)| waiting == id)
+    }
+
+    /// Empties it: requests in order, then what else is worth carrying over to another session.
+    pub(crate) fn drain(&mut self) -> (Vec<RequestId>, Vec<Envelope>) {
+        let mut requests = Vec::new();
+        let mut control = Vec::new();
+        for (_, entry) in self.entries.drain(..) {
+            match entry {
+                Entry::Request(id) => requests.push(id),
+                Entry::Control(envelope @ (Envelope::Ack { .. } | Envelope::Cancel { .. })) => {
+                    control.push(envelope)
+                }
+                Entry::Control(_) => {}
+            }
+        }
+        requests.extend(self.overflow.drain(..).map(|(_, id)| id));
+        *self = Self::default();
+        (requests, control)
+    }
+}

@@ -1,0 +1,337 @@
+//! Sessions and presence: who can be reached, and what happens to requests when that changes.
+
+use std::time::Instant;
+
+use super::{
+    Effect, SessionKey, Shard, Timer,
+    calls::pump,
+    device::{Device, Session},
+    outbox::Outbox,
+};
+use crate::{
+    envelope::Envelope,
+    ids::{DeviceId, RequestId, SessionId},
+    outcome::RequestError,
+    relay::State,
+    transport::{CloseReason, EndReason, TransportInfo},
+};
+
+/// A session that knocks, authenticated.
+#[derive(Debug)]
+pub(crate) struct Opening<H> {
+    pub(crate) device: DeviceId,
+    /// The ID that its transport proposes.
+    pub(crate) id: SessionId,
+    /// The session that the device wants to go on with.
+    pub(crate) resume: Option<SessionId>,
+    pub(crate) info: TransportInfo,
+    pub(crate) key: SessionKey,
+    pub(crate) handle: H,
+}
+
+/// What a session that knocked became.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Opened {
+    pub(crate) id: SessionId,
+    pub(crate) resumed: bool,
+    pub(crate) epoch: u64,
+}
+
+impl<W, H: Clone> Shard<W, H> {
+    /// Takes a session in. It takes over from an earlier one of the same device (P6).
+    pub(crate) fn open(&mut self, now: Instant, opening: Opening<H>) -> Result<Opened, CloseReason> {
+        let Opening { device, id, resume, info, key, handle } = opening;
+        let (rate, burst) = (self.config.sessions_per_minute, self.config.session_burst);
+        self.know(&device, None);
+        let room = self.room();
+        let Some(known) = self.devices.get_mut(&device) else { return Err(CloseReason::Shutdown) };
+        known
+            .openings
+            .take(now, rate, burst)
+            .map_err(|retry_after| CloseReason::Overloaded { retry_after })?;
+
+        let (mut requests, mut control, mut ids) =
+            (std::mem::take(&mut known.resend), Vec::new(), Vec::new());
+        let mut carried = None;
+        if let Some(mut old) = known.session.take() {
+            ids = std::mem::take(&mut old.ids);
+            let (again, rest, verdicts) = dissolve(&mut old);
+            requests.extend(again);
+            requests.extend(rest);
+            control = verdicts;
+            carried = old.resume_window;
+            match old.handle {
+                Some(handle) => self.effects.push(Effect::Close { handle, reason: CloseReason::Replaced }),
+                None => debug_assert!(!old.attached, "a session without a handle has no connection"),
+            }
+            if old.attached {
+                // Online carries over, for as long as a broken connection would leave it online.
+                let at = now + self.config.resume_window;
+                carried = Some(self.timers.arm(at, Timer::ResumeWindow(device.clone(), key)));
+            } else if let Some(timer) = carried.take() {
+                self.timers.disarm(timer);
+                let at = now + self.config.resume_window;
+                carried = Some(self.timers.arm(at, Timer::ResumeWindow(device.clone(), key)));
+            }
+        } else {
+            self.sessions += 1;
+        }
+        if ids.is_empty() {
+            ids = std::mem::take(&mut known.former);
+        }
+
+        known.epoch += 1;
+        known.last_heard = Some(now);
+        known.former = ids;
+        let mut session = Session {
+            key,
+            ids: vec![id],
+            transport: info.name,
+            max_body: info.max_body,
+            handle: Some(handle),
+            attached: false,
+            resume_window: carried,
+            outbox: Outbox::default(),
+            pumping: false,
+            taken: 0,
+            unconfirmed: std::collections::VecDeque::new(),
+        };
+        let resumed = resume.is_some_and(|wanted| go_on_with(&mut session, &mut known.former, &wanted));
+        for envelope in control {
+            let _ = session.outbox.push_control(envelope);
+        }
+        for request in requests {
+            if let Some(pending) = self.pending.get(&request) {
+                session.outbox.push_request(room, request, pending.cost());
+            }
+        }
+        let opened = Opened { id: session.ids[0].clone(), resumed, epoch: known.epoch };
+        known.session = Some(Box::new(session));
+        Ok(opened)
+    }
+
+    fn current(&mut self, device: &DeviceId, key: SessionKey) -> Option<&mut Device<H>> {
+        self.devices
+            .get_mut(device)
+            .filter(|known| known.session.as_ref().is_some_and(|session| session.key == key))
+    }
+
+    /// The peer asks, within this session, to go on with an earlier one.
+    pub(crate) fn resume(&mut self, device: &DeviceId, key: SessionKey, wanted: &SessionId) -> bool {
+        let Some(known) = self.current(device, key) else { return false };
+        let Device { session: Some(session), former, .. } = known else { return false };
+        session.ids.first() == Some(wanted) || go_on_with(session, former, wanted)
+    }
+
+    pub(crate) fn attached(&mut self, now: Instant, device: &DeviceId, key: SessionKey) {
+        let Some(known) = self.current(device, key) else { return };
+        known.last_heard = Some(now);
+        if let Some(session) = known.session.as_mut() {
+            session.attached = true;
+        }
+        self.settle(now, device);
+        if let Some(session) = self.devices.get_mut(device).and_then(|known| known.session.as_mut()) {
+            pump(&mut self.effects, session);
+        }
+    }
+
+    pub(crate) fn detached(&mut self, now: Instant, device: &DeviceId, key: SessionKey) {
+        let at = now + self.config.resume_window;
+        let Some(known) = self.devices.get_mut(device) else { return };
+        let Some(session) = known.session.as_mut().filter(|session| session.key == key && session.attached)
+        else {
+            return;
+        };
+        session.attached = false;
+        if session.resume_window.is_none() {
+            session.resume_window = Some(self.timers.arm(at, Timer::ResumeWindow(device.clone(), key)));
+        }
+    }
+
+    /// A sign of life on the session.
+    pub(crate) fn heard_on(&mut self, now: Instant, device: &DeviceId, key: SessionKey) {
+        if let Some(known) = self.current(device, key) {
+            known.last_heard = Some(now);
+            self.settle(now, device);
+        }
+    }
+
+    pub(crate) fn confirmed(&mut self, device: &DeviceId, key: SessionKey, number: u64) {
+        if let Some(session) = self.current(device, key).and_then(|known| known.session.as_mut()) {
+            while session.unconfirmed.front().is_some_and(|(sent, _)| *sent <= number) {
+                session.unconfirmed.pop_front();
+            }
+        }
+    }
+
+    /// Queues something that is no request. Gives it back if there is no room.
+    pub(crate) fn push_control(
+        &mut self,
+        device: &DeviceId,
+        key: SessionKey,
+        envelope: Envelope,
+    ) -> Result<(), Envelope> {
+        let known = self.devices.get_mut(device).and_then(|known| known.session.as_mut());
+        if let Some(session) = known.filter(|session| session.key == key) {
+            session.outbox.push_control(envelope)?;
+            pump(&mut self.effects, session);
+        }
+        Ok(())
+    }
+
+    /// Whether the outbox is empty, so that whoever was taking from it may go.
+    pub(crate) fn pumped(&mut self, device: &DeviceId, key: SessionKey) -> bool {
+        let Some(session) = self.current(device, key).and_then(|known| known.session.as_mut()) else {
+            return true;
+        };
+        session.pumping = !session.outbox.is_empty();
+        !session.pumping
+    }
+
+    pub(crate) fn ended(&mut self, now: Instant, device: &DeviceId, key: SessionKey, reason: EndReason) {
+        let at = now + self.config.resume_window;
+        let room = self.room();
+        let Some(known) = self.devices.get_mut(device) else { return };
+        let Some(session) = known.session.as_mut().filter(|session| session.key == key) else { return };
+        session.handle = None;
+        session.pumping = false;
+        let lingers = reason == EndReason::Lost && known.state == State::Online;
+        if !lingers {
+            self.drop_session(now, device);
+            return;
+        }
+        // It merely broke: the device stays online for the resume window, and pushes wait.
+        session.attached = false;
+        let (again, rest, control) = dissolve(session);
+        for envelope in control {
+            let _ = session.outbox.push_control(envelope);
+        }
+        for request in again.into_iter().chain(rest) {
+            if let Some(pending) = self.pending.get(&request) {
+                session.outbox.push_request(room, request, pending.cost());
+            }
+        }
+        if session.resume_window.is_none() {
+            session.resume_window = Some(self.timers.arm(at, Timer::ResumeWindow(device.clone(), key)));
+        }
+    }
+
+    /// Ends every session: the relay stops.
+    pub(crate) fn close_sessions(&mut self, reason: CloseReason) {
+        let sessions = self.devices.values().filter_map(|known| known.session.as_ref());
+        let handles = sessions.filter_map(|session| session.handle.clone());
+        self.effects.extend(handles.map(|handle| Effect::Close { handle, reason }));
+    }
+
+    fn drop_session(&mut self, now: Instant, device: &DeviceId) {
+        let Some(known) = self.devices.get_mut(device) else { return };
+        let Some(mut session) = known.session.take() else { return };
+        self.sessions -= 1;
+        if let Some(timer) = session.resume_window.take() {
+            self.timers.disarm(timer);
+        }
+        known.former = std::mem::take(&mut session.ids);
+        let (again, rest, _) = dissolve(&mut session);
+        known.resend.extend(again);
+        let mut never_sent = Vec::new();
+        for id in rest {
+            match self.pending.get(&id) {
+                Some(pending) if pending.sent => known.resend.push(id),
+                Some(_) => never_sent.push(id),
+                None => {}
+            }
+        }
+        self.fail_unsent(now, never_sent);
+        self.settle(now, device);
+    }
+
+    fn fail_unsent(&mut self, now: Instant, ids: Vec<RequestId>) {
+        for id in ids {
+            self.finish(now, &id, Err(RequestError::DeviceOffline));
+        }
+    }
+
+    pub(super) fn resume_window_over(&mut self, now: Instant, device: &DeviceId, key: SessionKey) {
+        let Some(known) = self.current(device, key) else { return };
+        let Some(session) = known.session.as_mut() else { return };
+        session.resume_window = None;
+        if session.attached {
+            return;
+        }
+        if session.handle.is_none() {
+            self.drop_session(now, device);
+        } else {
+            self.settle(now, device);
+        }
+    }
+
+    pub(super) fn silence_over(&mut self, now: Instant, device: &DeviceId) {
+        if let Some(known) = self.devices.get_mut(device) {
+            known.silence = None;
+            self.settle(now, device);
+        }
+    }
+
+    /// Brings the device's state in line with what is known of it now.
+    pub(super) fn settle(&mut self, now: Instant, device: &DeviceId) {
+        let Some(known) = self.devices.get_mut(device) else { return };
+        let timer = known.presence_timer.unwrap_or(self.config.presence_timer);
+        let silent_at = known.last_heard.map(|at| at + timer);
+        let spoken = silent_at.is_some_and(|at| at > now);
+        let reachable = known.session.as_ref().is_some_and(|session| {
+            // The resume window keeps a device online that was; it brings none online.
+            session.attached || (session.resume_window.is_some() && known.state == State::Online)
+        });
+        let state = if reachable && spoken { State::Online } else { State::Offline };
+        if let (State::Online, None, Some(at)) = (state, known.silence, silent_at) {
+            // One timer a device, looked at again when it fires rather than moved with every word.
+            known.silence = Some(self.timers.arm(at, Timer::Silence(device.clone())));
+        }
+        if let Some(session) = known.session.as_mut().filter(|session| session.attached)
+            && let Some(timer) = session.resume_window.take()
+        {
+            self.timers.disarm(timer);
+        }
+        if state == known.state {
+            return;
+        }
+        known.state = state;
+        let epoch = known.epoch;
+        let mut never_sent = Vec::new();
+        if state == State::Offline {
+            for id in &known.in_flight {
+                if self.pending.get(id).is_some_and(|pending| !pending.sent) {
+                    never_sent.push(id.clone());
+                }
+            }
+            if let Some(timer) = known.silence.take() {
+                self.timers.disarm(timer);
+            }
+        }
+        self.fail_unsent(now, never_sent);
+        self.effects.push(Effect::Presence { device: device.clone(), state, epoch });
+    }
+}
+
+/// Makes `session` bear the ID `wanted` if that is among the `former` session's.
+fn go_on_with<H>(session: &mut Session<H>, former: &mut Vec<SessionId>, wanted: &SessionId) -> bool {
+    const MAX_IDS: usize = 8;
+    if !former.contains(wanted) {
+        return false;
+    }
+    let mut ids = std::mem::take(former);
+    ids.append(&mut session.ids);
+    // The one in force is the session's first; the newest must stay valid too. In between, old ones may go.
+    while ids.len() > MAX_IDS {
+        ids.remove(1);
+    }
+    session.ids = ids;
+    true
+}
+
+/// Takes out of a session what is still to be done: requests to send again, requests never sent from it, verdicts.
+fn dissolve<H>(session: &mut Session<H>) -> (Vec<RequestId>, Vec<RequestId>, Vec<Envelope>) {
+    let again = std::mem::take(&mut session.unconfirmed).into_iter().map(|(_, id)| id).collect();
+    let (rest, control) = session.outbox.drain();
+    (again, rest, control)
+}
