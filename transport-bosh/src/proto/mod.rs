@@ -1,3 +1,6 @@
 //! The protocol's machines: no I/O, no clock, no randomness.
 
 pub mod client;
+mod keys;
+pub mod manager;
+pub mod rid;
