@@ -1,15 +1,32 @@
 //! A device behind a real NAT: network namespaces, a masquerading router that lets nothing in.
 
+#[path = "support/http.rs"]
+mod http;
+#[path = "support/raw_device.rs"]
+mod raw_device;
+#[path = "support/relay.rs"]
+mod relay;
 #[path = "support/nat.rs"]
 mod rig;
+#[path = "../src/bin/fleet/wire.rs"]
+#[allow(dead_code, reason = "the part that a device by hand needs")]
+mod wire;
 
 use std::{
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Stdio},
+    sync::mpsc::{TryRecvError, channel},
+    thread,
     time::Duration,
 };
 
+use http::Answer;
+use raw_device::RawDevice;
+use relay::{Relay, word};
 use rig::{DEVICE, Nat, OUTSIDE, ROUTER, Side};
+use tokio::time::Instant;
 
 const SOON: Duration = Duration::from_secs(5);
 /// Long enough for a packet that is let through to arrive.
@@ -69,4 +86,130 @@ fn what_the_router_forgot_is_dead_in_both_directions_without_a_sign() {
     let (mut device, mut server) = connect();
     server.write_all(b"x").unwrap();
     device.read_exact(&mut byte).unwrap();
+}
+
+/// Black toner of a printer, by the Printer MIB.
+const TONER: &str = "1.3.6.1.2.1.43.11.1.1.9.1.1";
+
+/// Killed when dropped.
+struct Printer(Child);
+
+impl Drop for Printer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A service outside, the relay beside it, and a printer behind the NAT.
+struct Internet {
+    nat: Nat,
+    address: SocketAddr,
+    key: String,
+}
+
+impl Internet {
+    fn relay(nat: &Nat, data: &Path) -> Relay {
+        let mut program = nat.command(Side::Outside, relay::program());
+        program.env("RELAY_ALLOW_PLAINTEXT", "true");
+        Relay::start_as(program, SocketAddr::from((OUTSIDE, 8080)), data, |address| {
+            nat.at(Side::Outside, || http::ask(address, "GET /readyz", &[], b""))
+        })
+    }
+
+    fn get(&self, device: &str, object: &str, wait: u32) -> Answer {
+        let line = format!("GET /v1/devices/{device}/objects/{object}");
+        let fields = [format!("Authorization: Bearer {}", self.key), format!("Prefer: wait={wait}")];
+        let fields: Vec<_> = fields.iter().map(String::as_str).collect();
+        self.nat.at(Side::Outside, || http::ask(self.address, &line, &fields, b"").unwrap())
+    }
+
+    /// Calls until a push gets through; how long that took.
+    fn until_answered(&self, bound: Duration) -> Duration {
+        let start = Instant::now();
+        loop {
+            let answer = self.get("printer-1", TONER, 1);
+            if answer.status == 200 {
+                assert!(answer.text().parse::<u32>().is_ok_and(|level| level <= 100), "{}", answer.text());
+                return start.elapsed();
+            }
+            assert!(start.elapsed() < bound, "after {bound:?} still {} {}", answer.status, answer.text());
+            // An offline device is answered at once.
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+#[test]
+fn a_service_reaches_a_printer_behind_the_nat_also_after_what_keeps_others_hanging() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let nat = Nat::new();
+    let relay = Internet::relay(&nat, &data);
+    let tell = |arguments: &[&str]| relay.tell_by(nat.command(Side::Outside, relay::program()), arguments);
+    let key = word(&tell(&["key", "new"]), "key");
+    let (pin, control_pin) =
+        (word(&tell(&["enroll", "printer-1"]), "pin"), word(&tell(&["enroll", "control"]), "pin"));
+    let internet = Internet { nat, address: relay.address, key };
+    let nat = &internet.nat;
+
+    // The printer's own web page is there, and out of reach.
+    let page = nat.at(Side::Device, || TcpListener::bind((DEVICE, 80)).unwrap());
+    let direct = nat.at(Side::Outside, || TcpStream::connect_timeout(&SocketAddr::from((DEVICE, 80)), WHILE));
+    assert!(is_silence(&direct.unwrap_err()), "a direct call fails");
+    nat.at(Side::Device, || TcpStream::connect_timeout(&SocketAddr::from((DEVICE, 80)), SOON).unwrap());
+    drop(page);
+
+    let _printer = Printer(
+        nat.command(Side::Device, env!("CARGO_BIN_EXE_virtual-printer"))
+            .args(["--relay", &format!("http://{}", relay.address), "--id", "printer-1", "--pin", &pin])
+            .args(["--transport", "bosh", "--keepalive", "2", "--allow-plaintext", "--state"])
+            .arg(folder.path().join("printer"))
+            .arg("--out")
+            .arg(folder.path().join("out"))
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let first = internet.until_answered(Duration::from_secs(20));
+
+    // A client without recovery, in the same place: it works as long as nothing happens.
+    let token = nat.at(Side::Device, || relay::enrol(relay.address, "control", &control_pin));
+    let mut control = nat.at(Side::Device, || RawDevice::log_in(relay.address, "control", &token));
+    let control_line = control.connection();
+    let (sender, control_heard) = channel();
+    let listening = thread::spawn(move || {
+        while let Ok(pushed) = control.pushed() {
+            let answer = format!("<iq type='result' id='{}' xmlns='jabber:client'/>", pushed.request);
+            control.send(&answer);
+            if sender.send(pushed.object).is_err() {
+                return;
+            }
+        }
+    });
+    assert_eq!(internet.get("control", "one", 5).status, 200);
+    assert_eq!(control_heard.recv_timeout(SOON).unwrap(), "one");
+
+    // The NAT forgets all flows.
+    assert!(nat.forget_flows() >= 2, "the held requests were known flows");
+    let control_call = internet.get("control", "two", 1);
+    assert_eq!((control_call.status, control_call.field("relay-outcome")), (504, Some("sent")));
+    let after_flush = internet.until_answered(Duration::from_secs(20));
+    assert!(nat.dropped_forgotten() > 0, "what was forgotten was dropped");
+    assert_eq!(control_heard.try_recv(), Err(TryRecvError::Empty), "the control hangs");
+
+    // The relay dies and comes back on the same data.
+    relay.kill();
+    let relay = Internet::relay(nat, &data);
+    let after_kill = internet.until_answered(Duration::from_secs(60));
+    assert_eq!(internet.get("control", "three", 1).field("relay-outcome"), Some("offline"));
+    assert_eq!(control_heard.try_recv(), Err(TryRecvError::Empty), "the control hangs still");
+
+    println!(
+        "pushes got through after {first:.1?}, after the NAT forgot its flows {after_flush:.1?}, after the relay was \
+         killed {after_kill:.1?}; the control hung both times"
+    );
+    control_line.shutdown(std::net::Shutdown::Both).unwrap();
+    listening.join().unwrap();
+    drop(relay);
 }

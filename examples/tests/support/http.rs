@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What came back, whole.
 #[derive(Debug)]
