@@ -1,0 +1,147 @@
+//! Bodies: reading them within bounds of size and time (B4, B9), and giving them.
+
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::header;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Instant, timeout_at};
+
+use super::problem::{Code, Problem};
+use crate::relay::config::HttpLimits;
+
+/// An answer.
+pub(super) type Reply = http::Response<ReplyBody>;
+
+/// A body in memory, given in pieces that the connection's write buffer can forget again.
+#[derive(Debug, Default)]
+pub(super) struct ReplyBody(Bytes);
+
+/// The largest piece: hyper keeps a write buffer as large as the largest piece that ever went through it.
+const PIECE: usize = 16 * 1024;
+
+impl From<Bytes> for ReplyBody {
+    fn from(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.0.is_empty() {
+            return Poll::Ready(None);
+        }
+        let piece = PIECE.min(self.0.len());
+        Poll::Ready(Some(Ok(Frame::data(self.0.split_to(piece)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.len() as u64)
+    }
+}
+
+/// Bodies up to this size are copied out of the connection's read buffer, which would otherwise live as long as they.
+const COPIED: usize = 4 * 1024;
+
+/// Refuses bodies that are encoded: nothing here decodes them (T31).
+pub(super) fn refuse_encoded(headers: &http::HeaderMap) -> Result<(), Problem> {
+    match headers.get(header::CONTENT_ENCODING) {
+        Some(encoding) if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") => Err(Problem::new(
+            Code::UnsupportedMediaType,
+            "Content-Encoding is not taken; send the body as it is",
+        )
+        .closing()),
+        _ => Ok(()),
+    }
+}
+
+/// Reads a body of at most `max` bytes.
+///
+/// # Errors
+/// 413 as soon as the size is known or the byte over the bound came; 408 if it comes too slowly.
+pub(super) async fn read(mut body: Incoming, max: usize, limits: &HttpLimits) -> Result<Bytes, Problem> {
+    let announced = body.size_hint().lower();
+    if announced > max as u64 {
+        return Err(too_large(max));
+    }
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
+    // Most bodies came along with their head: no clock is looked at for those.
+    let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
+    match first {
+        Poll::Ready(None) => Ok(Bytes::new()),
+        Poll::Ready(Some(frame)) => {
+            let bytes = data(frame)?;
+            if bytes.len() > max {
+                return Err(too_large(max));
+            }
+            if body.is_end_stream() || bytes.len() as u64 == announced {
+                return Ok(if bytes.len() <= COPIED { Bytes::copy_from_slice(&bytes) } else { bytes });
+            }
+            Box::pin(read_on(body, bytes, max, limits)).await
+        }
+        Poll::Pending => Box::pin(read_on(body, Bytes::new(), max, limits)).await,
+    }
+}
+
+async fn read_on(
+    mut body: Incoming,
+    begun: Bytes,
+    max: usize,
+    limits: &HttpLimits,
+) -> Result<Bytes, Problem> {
+    // What is announced is not yet there: memory follows what came.
+    let mut all = BytesMut::from(&*begun);
+    drop(begun);
+    let start = Instant::now();
+    let mut last = start;
+    loop {
+        let by_rate = start
+            + limits.body_idle_timeout.max(std::time::Duration::from_secs_f64(
+                all.len() as f64 / f64::from(limits.body_min_rate.max(1)),
+            ));
+        let deadline = (last + limits.body_idle_timeout).min(start + limits.body_timeout).min(by_rate);
+        let frame = timeout_at(deadline, poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)));
+        let Ok(frame) = frame.await else {
+            let words = format!("the body came too slowly: {} bytes so far", all.len());
+            return Err(Problem::new(Code::TooSlow, words).closing());
+        };
+        let Some(frame) = frame else { return Ok(all.freeze()) };
+        let bytes = data(frame)?;
+        if all.len() + bytes.len() > max {
+            return Err(too_large(max));
+        }
+        all.extend_from_slice(&bytes);
+        last = Instant::now();
+    }
+}
+
+fn data(frame: Result<Frame<Bytes>, hyper::Error>) -> Result<Bytes, Problem> {
+    match frame {
+        // Trailers are nothing that we know.
+        Ok(frame) => Ok(frame.into_data().unwrap_or_default()),
+        Err(error) => {
+            Err(Problem::bad(format!("the body broke off or is not framed as announced: {error}")).closing())
+        }
+    }
+}
+
+fn too_large(max: usize) -> Problem {
+    Problem::new(Code::TooLarge, format!("the body has more than {max} bytes")).closing()
+}

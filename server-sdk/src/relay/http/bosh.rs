@@ -1,0 +1,70 @@
+//! `/http-bind`: the connection manager's door.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::atomic::Ordering::Relaxed,
+    task::Poll,
+};
+
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use transport_bosh::{Post, Reply as BoshReply};
+
+use super::{
+    Call,
+    body::{self, Reply, ReplyBody},
+    problem::Problem,
+};
+
+/// Hands a POST to the connection manager and waits for what it has to say.
+pub(super) async fn exchange(call: Call) -> Result<Reply, Problem> {
+    let Call { app, place, parts, body } = call;
+    let (method, encoded) = (parts.method, body::refuse_encoded(&parts.headers));
+    drop((parts.headers, parts.uri, parts.extensions));
+    let reply = match method {
+        Method::POST => {
+            app.metrics.bosh_posts.fetch_add(1, Relaxed);
+            encoded.map_err(Problem::for_any_origin)?;
+            let bytes = body::read(body, app.limits.max_bosh_body, &app.limits)
+                .await
+                .map_err(Problem::for_any_origin)?;
+            let mut exchange = app.bosh.exchange(Post::new(bytes, place.link.peer.to_canonical(), false));
+            // Held means that the manager knows the session: this is no stranger's connection.
+            let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut exchange).poll(cx))).await;
+            match first {
+                Poll::Ready(reply) => reply,
+                Poll::Pending => {
+                    place.trust();
+                    exchange.await
+                }
+            }
+        }
+        Method::GET | Method::HEAD => BoshReply::greeting(),
+        Method::OPTIONS => BoshReply::preflight(),
+        _ => BoshReply::method_not_allowed(),
+    };
+    if method == Method::POST && !reply.close && reply.status == 200 {
+        place.trust();
+    }
+    Ok(to_http(reply))
+}
+
+fn to_http(reply: BoshReply) -> Reply {
+    let mut http = Reply::new(ReplyBody::default());
+    *http.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = http.headers_mut();
+    for (name, value) in reply.headers() {
+        let value = match value {
+            std::borrow::Cow::Borrowed(_) => HeaderValue::from_str(&value),
+            std::borrow::Cow::Owned(value) => HeaderValue::try_from(value),
+        };
+        if let Ok(value) = value {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+    if reply.close {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    *http.body_mut() = ReplyBody::from(reply.body);
+    http
+}

@@ -1,0 +1,424 @@
+//! Requests to devices: what a service asks goes in, the device's answer comes out as the answer of that very call.
+
+use std::{sync::Arc, time::Duration};
+
+use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use relay_core::{
+    Body, Call as RelayCall, Request, Response,
+    auth::Principal,
+    ids::{Method, ObjectId, RequestId},
+    outcome::Outcome,
+    request::Status,
+    store::json::{InvalidJson, Limits, parse},
+};
+use serde_json::Value;
+
+use super::{
+    App, Call, RELAY_OUTCOME, RELAY_REQUEST_ID, access,
+    body::{self, Reply, ReplyBody},
+    expect_json, now,
+    problem::{Code, Problem},
+    route::{Query, Target},
+    text_of,
+};
+use crate::relay::auth::Action;
+
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// The longest words of a device that are repeated in an error, in characters.
+const MAX_WORDS: usize = 1024;
+
+/// `GET …/objects/{object}`
+pub(super) async fn get(call: Call, target: Target, object: ObjectId) -> Result<Reply, Problem> {
+    counted(call, async move |call| {
+        let principal = access::service(&call)?;
+        let options = Options::read(&call.parts.headers, &mut call.query()?)?;
+        let method = Method::get();
+        let device = access::resolve(&call.app, &principal, target, Action::Method(&method)).await?;
+        Ok(Ready { principal, options, request: Request::get(device, object) })
+    })
+    .await
+}
+
+/// `PUT …/objects/{object}`
+pub(super) async fn set(call: Call, target: Target, object: ObjectId) -> Result<Reply, Problem> {
+    counted(call, async move |call| {
+        let principal = access::service(&call)?;
+        let options = Options::read(&call.parts.headers, &mut call.query()?)?;
+        let method = Method::set();
+        let device = access::resolve(&call.app, &principal, target, Action::Method(&method)).await?;
+        let value = payload(call).await?;
+        Ok(Ready { principal, options, request: Request::set(device, object, value) })
+    })
+    .await
+}
+
+/// `POST …/requests`: with a query that has a method, the HTTP body is the request's; without, it is JSON.
+pub(super) async fn request(call: Call, target: Target) -> Result<Reply, Problem> {
+    counted(call, async move |call| {
+        let principal = access::service(&call)?;
+        let mut query = call.query()?;
+        let options = Options::read(&call.parts.headers, &mut query)?;
+        let method = query.take("method")?;
+        let objects = query.take_all("object");
+        query.finish()?;
+        let Some(method) = method else {
+            if !objects.is_empty() {
+                return Err(Problem::bad("the query has objects but no method"));
+            }
+            let app = call.app.clone();
+            let asked = Asked::read(call).await?;
+            let device = access::resolve(&app, &principal, target, Action::Method(&asked.method)).await?;
+            return Ok(Ready { principal, options, request: asked.of(device) });
+        };
+        let method = Method::new(&method)?;
+        let objects = objects.iter().map(|object| ObjectId::new(object)).collect::<Result<Vec<_>, _>>()?;
+        let device = access::resolve(&call.app, &principal, target, Action::Method(&method)).await?;
+        let has_type = call.parts.headers.contains_key(header::CONTENT_TYPE);
+        let body = payload(call).await?;
+        let mut request = Request::new(device, method);
+        request.objects = objects;
+        request.body = (has_type || !body.bytes.is_empty()).then_some(body);
+        Ok(Ready { principal, options, request })
+    })
+    .await
+}
+
+/// A call that was understood and may go.
+struct Ready {
+    principal: Principal,
+    options: Options,
+    request: Request,
+}
+
+/// Understands a call, makes it, and counts how far it came.
+async fn counted<F>(call: Call, understand: impl FnOnce(Call) -> F) -> Result<Reply, Problem>
+where
+    F: Future<Output = Result<Ready, Problem>>,
+{
+    let start = now();
+    let app = call.app.clone();
+    // In a box of its own, which is gone while the answer is awaited.
+    let understood = Box::pin(understand(call)).await;
+    let (outcome, result) = match understood {
+        Ok(ready) => make(&app, ready).await,
+        Err(problem) => (None, Err(problem)),
+    };
+    let result = result.map_err(Problem::of_call);
+    let outcome = match (&result, outcome) {
+        (_, Some(outcome)) => outcome,
+        (Err(problem), None) => problem.outcome(),
+        (Ok(_), None) => Outcome::Answered,
+    };
+    app.metrics.call(outcome, start.elapsed());
+    result
+}
+
+async fn make(app: &Arc<App>, ready: Ready) -> (Option<Outcome>, Result<Reply, Problem>) {
+    let Ready { principal, options: Options { wait, traceparent }, mut request } = ready;
+    let _ticket = match access::Ticket::take(app, &principal) {
+        Ok(ticket) => ticket,
+        Err(problem) => return (None, Err(problem)),
+    };
+    drop(principal);
+    request.traceparent = traceparent;
+    let mut call = RelayCall::new(request);
+    if let Some(wait) = wait {
+        call = call.with_wait(wait);
+    }
+    let applied = wait.map(|_| call.wait);
+    match app.relay.request(call).await {
+        Ok(answer) => (Some(Outcome::Answered), reply(answer.id, answer.response, applied)),
+        Err(error) => (Some(error.error.outcome()), Err(Problem::from(error))),
+    }
+}
+
+/// The device's answer as the call's.
+fn reply(id: RequestId, response: Response, wait: Option<Duration>) -> Result<Reply, Problem> {
+    let code = match &response.status {
+        Status::Ok => return Ok(bytes_of(&id, response.body, wait)),
+        Status::UnknownObject => Code::UnknownObject,
+        Status::DeviceError => Code::DeviceError,
+        Status::Other(_) => Code::DeviceFailed,
+    };
+    let words = words_of(response.body.as_ref());
+    let problem = match code {
+        Code::DeviceFailed => Problem::device(code, response.status.as_str(), words),
+        _ if words.is_empty() => Problem::new(code, "the device says so, without words"),
+        _ => Problem::new(code, words),
+    };
+    Err(problem.of_request(Some(id)))
+}
+
+fn bytes_of(id: &RequestId, body: Option<Body>, wait: Option<Duration>) -> Reply {
+    let mut reply = Reply::new(ReplyBody::default());
+    let headers = reply.headers_mut();
+    headers.reserve(7);
+    if let Ok(id) = HeaderValue::from_str(id.as_str()) {
+        headers.insert(RELAY_REQUEST_ID, id);
+    }
+    headers.insert(RELAY_OUTCOME, HeaderValue::from_static(Outcome::Answered.as_str()));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(wait) = wait {
+        if let Ok(value) = HeaderValue::try_from(format!("wait={}", wait.as_secs())) {
+            headers.insert(PREFERENCE_APPLIED, value);
+        }
+    }
+    if let Some(body) = body {
+        // The bytes are a device's, which may be hostile: a browser shall neither guess what they are nor run them.
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        let essence = body.content_type().split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+        if !INERT.contains(&&*essence) {
+            headers.insert(
+                header::CONTENT_SECURITY_POLICY,
+                HeaderValue::from_static("default-src 'none'; sandbox"),
+            );
+        }
+        let content_type = HeaderValue::from_str(body.content_type());
+        headers.insert(
+            header::CONTENT_TYPE,
+            content_type.unwrap_or(HeaderValue::from_static("application/octet-stream")),
+        );
+        *reply.body_mut() = ReplyBody::from(body.bytes);
+    }
+    reply
+}
+
+/// Media types in which nothing runs.
+const INERT: [&str; 4] = ["text/plain", "application/json", "application/octet-stream", "application/pdf"];
+
+/// A device's words, as far as they can stand in an error.
+fn words_of(body: Option<&Body>) -> String {
+    let Some(body) = body else { return String::new() };
+    let head = &body.bytes[..body.bytes.len().min(MAX_WORDS * 4)];
+    String::from_utf8_lossy(head)
+        .chars()
+        .take(MAX_WORDS)
+        .map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c })
+        .collect()
+}
+
+/// The HTTP body as a request's.
+async fn payload(call: Call) -> Result<Body, Problem> {
+    let Call { app, parts, body, .. } = call;
+    body::refuse_encoded(&parts.headers)?;
+    let content_type = text_of(&parts.headers, &header::CONTENT_TYPE)?.unwrap_or("").to_owned();
+    drop(parts);
+    let bytes = body::read(body, app.limits.max_body, &app.limits).await?;
+    Ok(Body::new(&content_type, bytes))
+}
+
+/// A request as it stands in JSON.
+struct Asked {
+    method: Method,
+    objects: Vec<ObjectId>,
+    body: Option<Body>,
+}
+
+impl Asked {
+    async fn read(call: Call) -> Result<Self, Problem> {
+        let Call { app, parts, body, .. } = call;
+        expect_json(&parts.headers)?;
+        drop(parts);
+        let max = app.limits.max_body;
+        // Base64 and escapes make a body longer in JSON than it is.
+        let size = max.saturating_mul(2).saturating_add(app.limits.max_json);
+        let bytes = body::read(body, size, &app.limits).await?;
+        let value =
+            parse(&bytes, &Limits::default().with_any_text().with_size(size)).map_err(Problem::from)?;
+        drop(bytes);
+        Self::from_json(value, max)
+    }
+
+    fn from_json(value: Value, max: usize) -> Result<Self, Problem> {
+        let Value::Object(mut members) = value else {
+            return Err(InvalidJson::new("", "is not an object").into());
+        };
+        let method = match members.remove("method") {
+            Some(Value::String(method)) => {
+                Method::new(&method).map_err(|error| InvalidJson::new("method", error.to_string()))?
+            }
+            Some(_) => return Err(InvalidJson::new("method", "is not a string").into()),
+            None => return Err(InvalidJson::new("method", "is missing").into()),
+        };
+        let objects = match members.remove("objects") {
+            None => Vec::new(),
+            Some(Value::Array(values)) => values.iter().enumerate().map(object).collect::<Result<_, _>>()?,
+            Some(_) => return Err(InvalidJson::new("objects", "is not an array").into()),
+        };
+        let content_type = match members.remove("content_type") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(content_type)) => Some(content_type),
+            Some(_) => return Err(InvalidJson::new("content_type", "is not a string").into()),
+        };
+        let body = match (members.remove("body"), members.remove("body_base64")) {
+            (None, None) => None,
+            (Some(Value::String(text)), None) => Some(("text/plain; charset=utf-8", Bytes::from(text))),
+            (Some(value), None) => Some(("application/json", Bytes::from(value.to_string()))),
+            (None, Some(Value::String(text))) => {
+                let bytes = BASE64
+                    .decode(&text)
+                    .map_err(|error| InvalidJson::new("body_base64", format!("is not base64: {error}")))?;
+                Some(("application/octet-stream", Bytes::from(bytes)))
+            }
+            (None, Some(_)) => return Err(InvalidJson::new("body_base64", "is not a string").into()),
+            (Some(_), Some(_)) => {
+                return Err(
+                    InvalidJson::new("body_base64", "is there beside body; one of them is enough").into()
+                );
+            }
+        };
+        if let Some(member) = members.keys().next() {
+            return Err(InvalidJson::new(member, "means nothing here").into());
+        }
+        let body = match body {
+            Some((_, bytes)) if bytes.len() > max => {
+                let words = format!("the request's body has {} bytes, {max} are allowed", bytes.len());
+                return Err(Problem::new(Code::TooLarge, words));
+            }
+            Some((default, bytes)) => Some(Body::new(content_type.as_deref().unwrap_or(default), bytes)),
+            None => None,
+        };
+        Ok(Self { method, objects, body })
+    }
+
+    fn of(self, device: relay_core::ids::DeviceId) -> Request {
+        let mut request = Request::new(device, self.method);
+        request.objects = self.objects;
+        request.body = self.body;
+        request
+    }
+}
+
+fn object((at, value): (usize, &Value)) -> Result<ObjectId, InvalidJson> {
+    let place = || format!("objects/{at}");
+    let text = value.as_str().ok_or_else(|| InvalidJson::new(&place(), "is not a string"))?;
+    ObjectId::new(text).map_err(|error| InvalidJson::new(&place(), error.to_string()))
+}
+
+/// What a caller wants of the relay itself.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Options {
+    wait: Option<Duration>,
+    traceparent: Option<Box<str>>,
+}
+
+impl Options {
+    fn read(headers: &HeaderMap, query: &mut Query) -> Result<Self, Problem> {
+        match query.take("deliver")?.as_deref() {
+            None | Some("now") => {}
+            Some(other) => {
+                return Err(Problem::bad(format!(
+                    "deliver={other:?} is not something that this relay does; now is"
+                )));
+            }
+        }
+        // A caller that sends one relies on it: better no call than two.
+        if headers.contains_key(IDEMPOTENCY_KEY) {
+            return Err(Problem::bad("this relay keeps no idempotency keys; send the call without one"));
+        }
+        let wait = headers
+            .get_all(PREFER)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .find_map(wait_of);
+        let traceparent = headers
+            .get(TRACEPARENT)
+            .and_then(|value| value.to_str().ok())
+            .filter(|value| is_traceparent(value))
+            .map(Box::from);
+        Ok(Self { wait, traceparent })
+    }
+}
+
+/// `wait=N` (RFC 7240 §4.3). What cannot be understood is passed over, as RFC 7240 has it.
+fn wait_of(preference: &str) -> Option<Duration> {
+    let (name, value) = preference.split(';').next()?.split_once('=')?;
+    if !name.trim().eq_ignore_ascii_case("wait") {
+        return None;
+    }
+    value.trim().trim_matches('"').parse().ok().map(Duration::from_secs)
+}
+
+/// Whether `value` is a trace context of version 00 (W3C Trace Context §3.2).
+fn is_traceparent(value: &str) -> bool {
+    let mut parts = value.split('-');
+    let mut hex = |length: usize| {
+        let part = parts.next()?;
+        let fits = part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        fits.then_some(part)
+    };
+    let zero = |part: &str| part.bytes().all(|b| b == b'0');
+    hex(2) == Some("00")
+        && hex(32).is_some_and(|part| !zero(part))
+        && hex(16).is_some_and(|part| !zero(part))
+        && hex(2).is_some()
+        && parts.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(fields: &[(&'static str, &'static str)]) -> Options {
+        let headers =
+            fields.iter().map(|&(k, v)| (HeaderName::from_static(k), HeaderValue::from_static(v))).collect();
+        Options::read(&headers, &mut Query::read(None).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_preferred_wait_is_found_among_others() {
+        let wait = |value| options(&[("prefer", value)]).wait.map(|wait| wait.as_secs());
+        assert_eq!(wait("wait=10"), Some(10));
+        assert_eq!(wait("return=minimal, Wait = \"7\"; x=y"), Some(7));
+        assert_eq!(wait("wait=-1"), None);
+        assert_eq!(wait("wait=soon"), None);
+        assert_eq!(wait("respond-async"), None);
+    }
+
+    #[test]
+    fn a_trace_context_is_taken_only_whole() {
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(options(&[("traceparent", good)]).traceparent.as_deref(), Some(good));
+        for bad in [
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x",
+        ] {
+            assert_eq!(options(&[("traceparent", bad)]).traceparent, None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn q7_a_request_in_json_names_what_is_wrong_in_it() {
+        let read = |text: &str| Asked::from_json(serde_json::from_str(text).unwrap(), 8);
+        let asked = read(r#"{"method":"GET","objects":["a","b/c"]}"#).unwrap();
+        assert_eq!((asked.objects.len(), asked.body), (2, None));
+        let body = |text| read(text).unwrap().body.unwrap();
+        assert_eq!(body(r#"{"method":"X","body":"é"}"#), Body::text("é"));
+        assert_eq!(body(r#"{"method":"X","body":{"a":1}}"#).content_type(), "application/json");
+        assert_eq!(&*body(r#"{"method":"X","body_base64":"AAH/"}"#).bytes, [0, 1, 255]);
+        assert_eq!(body(r#"{"method":"X","body":"1","content_type":"a/b"}"#).content_type(), "a/b");
+        for (bad, place) in [
+            (r#"[]"#, "body:"),
+            (r#"{}"#, "body/method:"),
+            (r#"{"method":"a b"}"#, "body/method:"),
+            (r#"{"method":"X","objects":["a","b c"]}"#, "body/objects/1:"),
+            (r#"{"method":"X","objects":"a"}"#, "body/objects:"),
+            (r#"{"method":"X","body_base64":"?"}"#, "body/body_base64:"),
+            (r#"{"method":"X","body":"a","body_base64":"AA=="}"#, "body/body_base64:"),
+            (r#"{"method":"X","objcts":[]}"#, "body/objcts:"),
+        ] {
+            let problem = read(bad).err().unwrap();
+            assert_eq!(problem.code(), Code::BadRequest);
+            assert!(problem.to_string().contains(place), "{bad}: {problem}");
+        }
+        assert_eq!(read(r#"{"method":"X","body":"123456789"}"#).err().unwrap().code(), Code::TooLarge);
+    }
+}

@@ -1,0 +1,260 @@
+//! The HTTP API: sockets, bounds, tokens and JSON, and nothing that the engine should know.
+//!
+//! A request comes through here in one line: [`listen`] accepts its connection, [`connection`] holds it to its
+//! time-outs, [`route`] finds the call, one of [`calls`], [`devices`], [`inquiry`], [`admin`], [`bosh`] and [`health`]
+//! does it, and [`problem`] says what went wrong. Head and body are dropped before an answer is awaited: thousands of
+//! requests are held at any time.
+
+mod access;
+mod admin;
+mod body;
+mod bosh;
+mod calls;
+mod connection;
+mod devices;
+mod door;
+mod health;
+mod import;
+mod inquiry;
+mod link;
+pub(crate) mod listen;
+mod metrics;
+mod problem;
+mod route;
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use http::{HeaderName, HeaderValue, header, request::Parts};
+use hyper::{body::Incoming, server::conn::http1, service::Service};
+use relay_core::{Relay, store::Store};
+use serde_json::Value;
+use tokio::time::Instant;
+use transport_bosh::ConnectionManager;
+
+use self::{
+    body::{Reply, ReplyBody},
+    door::{Door, Place},
+    link::Order,
+    metrics::Metrics,
+    problem::{Code, Problem},
+    route::Route,
+};
+use crate::relay::{auth::Auth, config::HttpLimits, directory::Directory};
+
+/// `Relay-Outcome`: how far a request came (L1).
+const RELAY_OUTCOME: HeaderName = HeaderName::from_static("relay-outcome");
+/// `Relay-Request-Id`: the ID that the relay gave a request.
+const RELAY_REQUEST_ID: HeaderName = HeaderName::from_static("relay-request-id");
+/// `Relay-Status`: how a device says that a request went.
+const RELAY_STATUS: HeaderName = HeaderName::from_static("relay-status");
+
+/// What all connections of a server share.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) relay: Relay,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) auth: Auth,
+    pub(crate) bosh: ConnectionManager,
+    limits: HttpLimits,
+    http: http1::Builder,
+    door: Arc<Door>,
+    metrics: Metrics,
+    in_flight: access::InFlight,
+    directory: Directory,
+    stopping: AtomicBool,
+}
+
+impl App {
+    pub(crate) fn new(
+        relay: Relay,
+        store: Arc<dyn Store>,
+        auth: Auth,
+        directory: Directory,
+        bosh: ConnectionManager,
+        limits: HttpLimits,
+    ) -> Self {
+        Self {
+            relay,
+            store,
+            auth,
+            bosh,
+            http: connection::builder(&limits),
+            door: Arc::new(Door::new(limits.max_strangers, limits.head_timeout)),
+            metrics: Metrics::default(),
+            in_flight: access::InFlight::new(limits.service_in_flight),
+            directory,
+            stopping: AtomicBool::new(false),
+            limits,
+        }
+    }
+
+    /// From now on the server is not ready for new work.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Relaxed);
+    }
+
+    /// Lets every connection finish what runs on it, and cuts those that take longer than `grace`.
+    pub(crate) async fn close(&self, grace: Duration) {
+        self.door.order_all(Order::Drain);
+        if tokio::time::timeout(grace, self.door.emptied()).await.is_err() {
+            self.cut();
+            self.door.emptied().await;
+        }
+    }
+
+    /// Cuts every connection.
+    pub(crate) fn cut(&self) {
+        self.door.order_all(Order::Abort);
+    }
+}
+
+/// A connection's way into the house.
+#[derive(Debug)]
+struct Edge {
+    app: Arc<App>,
+    place: Arc<Place>,
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Reply, Infallible>> + Send>>;
+
+impl Service<http::Request<Incoming>> for Edge {
+    type Response = Reply;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn call(&self, request: http::Request<Incoming>) -> Answer {
+        self.place.link.busy();
+        let (parts, body) = request.into_parts();
+        let path = parts.uri.path();
+        if parts.uri.path_and_query().map_or(0, |target| target.as_str().len()) > self.app.limits.max_target {
+            let words = format!("the target has more than {} bytes", self.app.limits.max_target);
+            return self.refuse(&parts, Problem::new(Code::UriTooLong, words).closing());
+        }
+        let route = match route::find(&parts.method, path) {
+            Ok(route) => route,
+            Err(problem) => return self.refuse(&parts, problem),
+        };
+        let call = Call { app: self.app.clone(), place: self.place.clone(), parts, body };
+        match route {
+            Route::Bosh => self.answer(bosh::exchange(call)),
+            Route::Health => self.answer(std::future::ready(Ok(health::alive()))),
+            Route::Ready => self.answer(health::ready(call)),
+            Route::Metrics => self.answer(health::metrics(call)),
+            Route::Enroll => self.answer(devices::enroll(call)),
+            Route::Register(device) => self.answer(devices::register(call, device)),
+            Route::Alive(device) => self.answer(devices::alive(call, device)),
+            Route::Respond(request) => self.answer(devices::respond(call, request)),
+            Route::Devices => self.answer(inquiry::devices(call)),
+            Route::Device(target) => self.answer(inquiry::device(call, target)),
+            Route::GetObject(target, object) => self.answer(calls::get(call, target, object)),
+            Route::SetObject(target, object) => self.answer(calls::set(call, target, object)),
+            Route::Requests(target) => self.answer(calls::request(call, target)),
+            Route::Agree(account, device) => self.answer(admin::agree(call, account, device)),
+            Route::Withdraw(account, device) => self.answer(admin::withdraw(call, account, device)),
+            Route::Import => self.answer(admin::import(call)),
+            Route::NewPin(device) => self.answer(admin::new_pin(call, device)),
+            Route::Keys => self.answer(admin::keys(call)),
+            Route::NewKey => self.answer(admin::new_key(call)),
+            Route::RevokeKey(key) => self.answer(admin::revoke_key(call, key)),
+        }
+    }
+}
+
+impl Edge {
+    /// Boxes a call, once.
+    fn answer(&self, call: impl Future<Output = Result<Reply, Problem>> + Send + 'static) -> Answer {
+        let (app, place) = (self.app.clone(), self.place.clone());
+        Box::pin(async move {
+            let reply = match AssertUnwindSafe(call).catch_unwind().await {
+                Ok(Ok(reply)) => reply,
+                Ok(Err(problem)) => {
+                    tracing::debug!(peer = %place.link.peer, %problem, "refused");
+                    problem.reply()
+                }
+                // A bug, or a hook of the host's: that call fails, nothing else notices.
+                Err(_) => {
+                    tracing::error!(peer = %place.link.peer, "a call panicked");
+                    Problem::new(Code::Internal, "the relay failed in this call").closing().reply()
+                }
+            };
+            app.metrics.answer(reply.status());
+            place.link.idle();
+            Ok(reply)
+        })
+    }
+
+    fn refuse(&self, parts: &Parts, problem: Problem) -> Answer {
+        let problem = if route::is_call(parts.uri.path()) { problem.of_call() } else { problem };
+        self.answer(std::future::ready(Err(problem)))
+    }
+}
+
+/// One HTTP request on its way through.
+struct Call {
+    app: Arc<App>,
+    place: Arc<Place>,
+    parts: Parts,
+    body: Incoming,
+}
+
+impl Call {
+    /// A header field's value as text; one that is there more than once or is not ASCII is an error.
+    fn header(&self, name: &HeaderName) -> Result<Option<&str>, Problem> {
+        text_of(&self.parts.headers, name)
+    }
+
+    fn query(&self) -> Result<route::Query, Problem> {
+        route::Query::read(self.parts.uri.query())
+    }
+}
+
+fn text_of<'a>(headers: &'a http::HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Problem::bad(format!("the header field {name} is there more than once")));
+    }
+    value.to_str().map(Some).map_err(|_| Problem::bad(format!("the header field {name} is not plain text")))
+}
+
+/// Whether `headers` announce JSON, or nothing.
+fn expect_json(headers: &http::HeaderMap) -> Result<(), Problem> {
+    body::refuse_encoded(headers)?;
+    let Some(value) = text_of(headers, &header::CONTENT_TYPE)? else { return Ok(()) };
+    let essence = value.split(';').next().unwrap_or("").trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(Problem::new(Code::UnsupportedMediaType, format!("application/json is wanted here, not {essence:?}"))
+        .closing())
+}
+
+/// An answer in JSON.
+fn json(status: http::StatusCode, value: &Value) -> Reply {
+    let mut reply = Reply::new(ReplyBody::from(bytes::Bytes::from(value.to_string())));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply
+}
+
+/// An answer without a body.
+fn empty(status: http::StatusCode) -> Reply {
+    let mut reply = Reply::new(ReplyBody::default());
+    *reply.status_mut() = status;
+    reply
+}
+
+fn now() -> Instant {
+    Instant::now()
+}

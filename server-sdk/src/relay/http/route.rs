@@ -1,0 +1,329 @@
+//! Which call a method and a path are.
+
+use std::borrow::Cow;
+
+use http::Method;
+use relay_core::ids::{AccountId, DeviceId, KeyId, ObjectId, RequestId};
+
+use super::problem::{Code, Problem};
+
+/// Who a call is for: a device by its ID, or the one that an account has (Q5).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Target {
+    Device(DeviceId),
+    Account(AccountId),
+}
+
+/// A call of the API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Route {
+    Bosh,
+    Health,
+    Ready,
+    Metrics,
+    Enroll,
+    Import,
+    Devices,
+    Keys,
+    NewKey,
+    RevokeKey(KeyId),
+    Register(DeviceId),
+    Alive(DeviceId),
+    NewPin(DeviceId),
+    Device(Target),
+    GetObject(Target, ObjectId),
+    SetObject(Target, ObjectId),
+    Requests(Target),
+    Respond(RequestId),
+    Agree(AccountId, DeviceId),
+    Withdraw(AccountId, DeviceId),
+}
+
+/// Whether `path` is one whose every answer says how far a request came (L1).
+pub(super) fn is_call(path: &str) -> bool {
+    let mut segments = path.split('/').skip(1);
+    segments.next() == Some("v1")
+        && matches!(segments.next(), Some("devices" | "accounts"))
+        && segments.next().is_some()
+        && matches!(segments.next(), Some("objects" | "requests"))
+}
+
+/// Finds the call.
+///
+/// # Errors
+/// 404 for a path that is none, 405 for a method that is none of its, 400 for a name that is none.
+pub(super) fn find(method: &Method, path: &str) -> Result<Route, Problem> {
+    let Some(rest) = path.strip_prefix('/') else { return Err(nowhere()) };
+    let mut segments = rest.splitn(3, '/');
+    match (segments.next().unwrap_or(""), segments.next(), segments.next()) {
+        // With and without a trailing slash: clients differ.
+        ("http-bind", None | Some(""), None) => Ok(Route::Bosh),
+        ("healthz", None, None) => get(method, Route::Health),
+        ("readyz", None, None) => get(method, Route::Ready),
+        ("metrics", None, None) => get(method, Route::Metrics),
+        ("v1", Some(kind), rest) => v1(method, kind, rest),
+        _ => Err(nowhere()),
+    }
+}
+
+fn v1(method: &Method, kind: &str, rest: Option<&str>) -> Result<Route, Problem> {
+    let segments: Vec<&str> = rest.map(|rest| rest.splitn(3, '/').collect()).unwrap_or_default();
+    match (kind, segments.as_slice()) {
+        ("enroll", []) => only(method, &Method::POST, "POST", || Ok(Route::Enroll)),
+        ("keys", []) => match *method {
+            Method::GET | Method::HEAD => Ok(Route::Keys),
+            Method::POST => Ok(Route::NewKey),
+            _ => Err(Problem::not_allowed("GET, POST")),
+        },
+        ("keys", [id]) => {
+            only(method, &Method::DELETE, "DELETE", || Ok(Route::RevokeKey(name(id, KeyId::new)?)))
+        }
+        ("devices", []) => get(method, Route::Devices),
+        // Nothing is posted to a device itself, so one may be called "import".
+        ("devices", ["import"]) if method == Method::POST => Ok(Route::Import),
+        ("devices", [id]) => match *method {
+            Method::GET | Method::HEAD => Ok(Route::Device(Target::Device(name(id, DeviceId::new)?))),
+            Method::PUT => Ok(Route::Register(name(id, DeviceId::new)?)),
+            _ => Err(Problem::not_allowed("GET, PUT")),
+        },
+        ("devices", [id, "alive"]) => {
+            only(method, &Method::POST, "POST", || Ok(Route::Alive(name(id, DeviceId::new)?)))
+        }
+        ("devices", [id, "pin"]) => {
+            only(method, &Method::POST, "POST", || Ok(Route::NewPin(name(id, DeviceId::new)?)))
+        }
+        ("devices", [id, "requests"]) => only(method, &Method::POST, "POST", || {
+            Ok(Route::Requests(Target::Device(name(id, DeviceId::new)?)))
+        }),
+        ("devices", [id, "objects", object]) => {
+            object_call(method, || Ok(Target::Device(name(id, DeviceId::new)?)), object)
+        }
+        ("accounts", [id]) => match *method {
+            Method::GET | Method::HEAD => Ok(Route::Device(Target::Account(name(id, AccountId::new)?))),
+            _ => Err(Problem::not_allowed("GET")),
+        },
+        ("accounts", [id, "requests"]) => only(method, &Method::POST, "POST", || {
+            Ok(Route::Requests(Target::Account(name(id, AccountId::new)?)))
+        }),
+        ("accounts", [id, "objects", object]) => {
+            object_call(method, || Ok(Target::Account(name(id, AccountId::new)?)), object)
+        }
+        ("accounts", [account, "devices", device]) => {
+            let names = || Ok::<_, Problem>((name(account, AccountId::new)?, name(device, DeviceId::new)?));
+            match *method {
+                Method::PUT => names().map(|(account, device)| Route::Agree(account, device)),
+                Method::DELETE => names().map(|(account, device)| Route::Withdraw(account, device)),
+                _ => Err(Problem::not_allowed("PUT, DELETE")),
+            }
+        }
+        ("requests", [id, "response"]) => only(method, &Method::POST, "POST", || {
+            // What cannot be an ID is the ID of nothing; the device is to hear that it is final.
+            let id = decode(id).ok().and_then(|id| RequestId::new(&id).ok());
+            id.map(Route::Respond).ok_or_else(|| Problem::new(Code::UnknownRequest, "no such request"))
+        }),
+        _ => Err(nowhere()),
+    }
+}
+
+fn nowhere() -> Problem {
+    Problem::new(Code::NotFound, "there is nothing at this path")
+}
+
+fn get(method: &Method, route: Route) -> Result<Route, Problem> {
+    match *method {
+        Method::GET | Method::HEAD => Ok(route),
+        _ => Err(Problem::not_allowed("GET")),
+    }
+}
+
+fn only(
+    method: &Method,
+    allowed: &Method,
+    words: &'static str,
+    route: impl FnOnce() -> Result<Route, Problem>,
+) -> Result<Route, Problem> {
+    if method == allowed { route() } else { Err(Problem::not_allowed(words)) }
+}
+
+fn object_call(
+    method: &Method,
+    target: impl FnOnce() -> Result<Target, Problem>,
+    object: &str,
+) -> Result<Route, Problem> {
+    let route = match *method {
+        Method::GET => Route::GetObject,
+        Method::PUT => Route::SetObject,
+        _ => return Err(Problem::not_allowed("GET, PUT")),
+    };
+    Ok(route(target()?, name(object, ObjectId::new)?))
+}
+
+fn name<T>(
+    text: &str,
+    new: impl FnOnce(&str) -> Result<T, relay_core::ids::InvalidId>,
+) -> Result<T, Problem> {
+    Ok(new(&decode(text)?)?)
+}
+
+/// Undoes percent-encoding, once.
+pub(super) fn decode(text: &str) -> Result<Cow<'_, str>, Problem> {
+    if !text.contains('%') {
+        return Ok(Cow::Borrowed(text));
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let digit = |at: usize| rest.get(at).and_then(|&b| char::from(b).to_digit(16));
+        let (Some(high), Some(low)) = (digit(0), digit(1)) else {
+            return Err(Problem::bad("a % in the target is not followed by two hexadecimal digits"));
+        };
+        bytes.push((high * 16 + low) as u8);
+        rest = &rest[2..];
+    }
+    String::from_utf8(bytes)
+        .map(Cow::Owned)
+        .map_err(|_| Problem::bad("the target is not UTF-8 once percent-decoded"))
+}
+
+/// The pairs of a query, decoded.
+pub(super) struct Query(Vec<(String, String)>);
+
+/// Names of parameters under which people put secrets. A target is logged by everything that it passes.
+const SECRETS: [&str; 10] = [
+    "token",
+    "access_token",
+    "auth",
+    "authorization",
+    "bearer",
+    "key",
+    "api_key",
+    "apikey",
+    "password",
+    "pin",
+];
+
+impl Query {
+    /// Reads the query of a target.
+    ///
+    /// # Errors
+    /// 400 if it cannot be decoded, or carries what looks like a secret (T44).
+    pub(super) fn read(query: Option<&str>) -> Result<Self, Problem> {
+        let mut pairs = Vec::new();
+        for pair in query.unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let plain = |text: &str| decode(&text.replace('+', " ")).map(Cow::into_owned);
+            let key = plain(key)?;
+            if SECRETS.iter().any(|secret| key.eq_ignore_ascii_case(secret)) {
+                return Err(Problem::bad(format!(
+                    "the query has {key:?}: a secret does not belong in a URL, send it as Authorization: Bearer"
+                )));
+            }
+            pairs.push((key, plain(value)?));
+        }
+        Ok(Self(pairs))
+    }
+
+    /// The values of `key`, taken out.
+    pub(super) fn take_all(&mut self, key: &str) -> Vec<String> {
+        let (taken, rest): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.0).into_iter().partition(|(k, _)| k == key);
+        self.0 = rest;
+        taken.into_iter().map(|(_, value)| value).collect()
+    }
+
+    /// The value of `key`, taken out; an empty one is none.
+    pub(super) fn take(&mut self, key: &str) -> Result<Option<String>, Problem> {
+        let mut values = self.take_all(key);
+        match values.len() {
+            0 | 1 => Ok(values.pop().filter(|value| !value.is_empty())),
+            _ => Err(Problem::bad(format!("the query has {key:?} more than once"))),
+        }
+    }
+
+    /// Refuses what nobody took: a misspelt filter would silently find everything.
+    pub(super) fn finish(self) -> Result<(), Problem> {
+        match self.0.first() {
+            None => Ok(()),
+            Some((key, _)) => Err(Problem::bad(format!("the query has {key:?}, which means nothing here"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(id: &str) -> DeviceId {
+        DeviceId::new(id).unwrap()
+    }
+
+    #[test]
+    fn an_object_is_the_rest_of_the_path() {
+        let object = |path: &str| match find(&Method::GET, path) {
+            Ok(Route::GetObject(Target::Device(id), object)) if id == device("d") => {
+                object.as_str().to_owned()
+            }
+            other => panic!("{path}: {other:?}"),
+        };
+        assert_eq!(object("/v1/devices/d/objects/1.3.6"), "1.3.6");
+        assert_eq!(object("/v1/devices/d/objects/a/b//c/"), "a/b//c/");
+        assert_eq!(object("/v1/devices/d/objects/a%2Fb%2fc"), "a/b/c");
+        assert_eq!(object("/v1/devices/d/objects/objects/requests"), "objects/requests");
+    }
+
+    #[test]
+    fn t45_names_that_are_none_are_refused() {
+        for (path, code) in [
+            ("/v1/devices/%2e%2e", Code::BadRequest),
+            ("/v1/devices/a%00b", Code::BadRequest),
+            ("/v1/devices/a%", Code::BadRequest),
+            ("/v1/devices/a%zz", Code::BadRequest),
+            ("/v1/devices/%ff", Code::BadRequest),
+            ("/v1/devices/a%5cb", Code::BadRequest),
+            ("/v1/devices/d/objects/", Code::BadRequest),
+            ("/v1/devices/d/objects/a b", Code::BadRequest),
+            ("/v1/devices/d/objects", Code::NotFound),
+            ("/v1/devices/d/nothing", Code::NotFound),
+            ("/v2/devices", Code::NotFound),
+            ("/http-bind/x", Code::NotFound),
+            ("//v1/devices", Code::NotFound),
+            ("", Code::NotFound),
+            ("*", Code::NotFound),
+        ] {
+            assert_eq!(find(&Method::GET, path).unwrap_err().code(), code, "{path}");
+        }
+    }
+
+    #[test]
+    fn t7_what_is_no_request_id_is_the_id_of_nothing() {
+        for id in ["%00", "%ff", "a%20b", "%", &"x".repeat(65), ".."] {
+            let error = find(&Method::POST, &format!("/v1/requests/{id}/response")).unwrap_err();
+            assert_eq!(error.code(), Code::UnknownRequest, "{id}");
+        }
+    }
+
+    #[test]
+    fn t44_a_secret_in_the_query_is_refused() {
+        assert!(Query::read(Some("a=1&Token=x")).is_err());
+        assert!(Query::read(Some("%74oken=x")).is_err());
+        let mut query = Query::read(Some("name=a+b%2B&object=1&object=2&")).unwrap();
+        assert_eq!(query.take("name").ok().flatten().as_deref(), Some("a b+"));
+        assert!(query.take("object").is_err());
+        let mut query = Query::read(Some("object=1&object=2&x")).unwrap();
+        assert_eq!(query.take_all("object"), ["1", "2"]);
+        assert!(query.finish().is_err());
+    }
+
+    #[test]
+    fn calls_are_known_by_their_path() {
+        assert!(is_call("/v1/devices/d/objects/x"));
+        assert!(is_call("/v1/accounts/a/requests"));
+        assert!(!is_call("/v1/devices/objects"));
+        assert!(!is_call("/v1/requests/x/response"));
+    }
+}
