@@ -9,6 +9,9 @@ pub mod proto;
 pub mod server;
 pub mod wire;
 
+/// The transport's name in logs, metrics and inquiries.
+pub(crate) const NAME: &str = "bosh";
+
 pub use crate::{
     config::BoshServerConfig,
     server::{BoshListener, ConnectionManager, Post, Reply},

@@ -1,1 +1,824 @@
-//! Being laid.
+//! The client's half of XEP-0124: which request to POST next, and what to do with its answer.
+//!
+//! ```text
+//! Idle ── Open ──▶ Creating ── answer ──▶ Open ── Close ──▶ Closing ── answer ──▶ Ended
+//!                     └──────── no answer, refusal, terminate, silence ──────────▶ Ended
+//! ```
+//!
+//! Requests are numbered without gaps (RID). At most `requests` of them are unanswered at once; one is kept at the
+//! connection manager, empty if there is nothing to say. An answer that is lost, late, or spoken by a proxy makes the
+//! same bytes go out again under the same RID, and the connection manager gives the same answer to both, so that every
+//! payload arrives once and in order, both ways, for as long as the session lives.
+//!
+//! The machine does no I/O and has no clock and no randomness: its driver hands it inputs with the time, and takes
+//! outputs until it gets [`Output::WakeAt`].
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use relay_core::xml::Element;
+
+use self::wrapper::Wrapper;
+use crate::{
+    exchange::{ExchangeErrorKind, Post, Reply},
+    proto::rid::Rid,
+};
+
+mod end;
+pub mod login;
+mod scram;
+#[cfg(test)]
+mod tests;
+mod wrapper;
+
+pub use self::{end::End, wrapper::Granted};
+
+/// What a client asks for, and its bounds.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ClientSettings {
+    /// The XMPP domain.
+    pub to: String,
+    /// The language of what people read (`en`).
+    pub language: String,
+    /// The longest that the peer is to hold a request (50 s). It must stay below the time-out of every proxy on the
+    /// way, most of which have 60 s; shorter costs rounds.
+    pub wait: Duration,
+    /// Requests to be held at once (1).
+    pub hold: u8,
+    /// Whether to tell the peer which answers came (XEP-0124 §9), so that it keeps no more of them than it must.
+    pub acks: bool,
+    /// The largest request made, in bytes (200 KiB), unless a single payload is larger.
+    pub max_request: usize,
+    /// The largest answer taken, in bytes (512 KiB).
+    pub max_reply: usize,
+    /// How much later than `wait` an answer is given up (10 s).
+    pub margin: Duration,
+    /// How long the creation of the session may take (20 s).
+    pub creation: Duration,
+    /// How long a goodbye may take (5 s).
+    pub farewell: Duration,
+}
+
+impl ClientSettings {
+    /// The defaults, for the domain `to`.
+    pub fn new(to: impl Into<String>) -> Self {
+        Self {
+            to: to.into(),
+            language: "en".into(),
+            wait: Duration::from_secs(50),
+            hold: 1,
+            acks: true,
+            max_request: 200 * 1024,
+            max_reply: 512 * 1024,
+            margin: Duration::from_secs(10),
+            creation: Duration::from_secs(20),
+            farewell: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Names one POST; a repeat of the same request is another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ExchangeId(u64);
+
+/// What happens to a session.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Input {
+    /// Create the session. The first input.
+    Open,
+    /// Send a payload. `tag` comes back in [`Output::Confirmed`].
+    Send {
+        /// The payload.
+        payload: Element,
+        /// What its sender calls it; tags must grow.
+        tag: Option<u64>,
+    },
+    /// The next request restarts the stream (XEP-0206 §5).
+    Restart,
+    /// Make no request on the session's own account until told otherwise: what came cannot be taken just now.
+    Hold(bool),
+    /// What waits for answers may be waiting on dead connections: ask again on new ones.
+    Refresh,
+    /// Say goodbye, with a last payload.
+    Close {
+        /// The payload.
+        payload: Option<Element>,
+    },
+    /// A POST was answered.
+    Replied {
+        /// Which.
+        exchange: ExchangeId,
+        /// The answer.
+        reply: Reply,
+    },
+    /// A POST came to no answer.
+    Failed {
+        /// Which.
+        exchange: ExchangeId,
+        /// How.
+        kind: ExchangeErrorKind,
+    },
+    /// The time of [`Output::WakeAt`] has come.
+    Woken,
+}
+
+/// What a session wants done, or says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Output {
+    /// POST this.
+    Post {
+        /// Its name.
+        exchange: ExchangeId,
+        /// What to post.
+        post: Post,
+    },
+    /// The answer to this POST does not matter any more: drop it, so that its connection is closed.
+    Abandon(ExchangeId),
+    /// The session is there.
+    Created {
+        /// Its SID.
+        sid: Box<str>,
+        /// What the peer granted.
+        granted: Granted,
+    },
+    /// The peer answered at BOSH level: a sign of life.
+    Alive,
+    /// A payload from the peer. Whatever is sent in reaction before the next output goes into the same request.
+    Payload(Element),
+    /// The peer has certainly got every payload up to this tag.
+    Confirmed(u64),
+    /// Whether requests get through.
+    Reachable(bool),
+    /// The session is over. Nothing follows but abandoned posts.
+    Ended(End),
+    /// Nothing more for now; come back at this time, or with the next input.
+    WakeAt(Option<Instant>),
+}
+
+/// How often things happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ClientStats {
+    /// Requests made: RIDs used.
+    pub requests: u64,
+    /// POSTs of a request that had been posted before.
+    pub repeats: u64,
+    /// Answers taken, each RID counted once.
+    pub answers: u64,
+    /// Answers without a payload: mostly the ends of waits.
+    pub empty_answers: u64,
+    /// POSTs that came to no answer at BOSH level.
+    pub failures: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Creation,
+    Payloads,
+    Poll,
+    Restart,
+    Terminate,
+}
+
+#[derive(Debug)]
+enum State {
+    /// To be posted (again) at this time.
+    Due(Instant),
+    Posted {
+        exchange: ExchangeId,
+        at: Instant,
+    },
+    /// Answered, but an earlier one is not.
+    Answered(Box<Wrapper>),
+}
+
+#[derive(Debug)]
+struct Request {
+    rid: Rid,
+    kind: Kind,
+    body: Bytes,
+    tag: Option<u64>,
+    state: State,
+    posts: u32,
+    failures: u32,
+    garbled: u32,
+    fresh: bool,
+    first_posted: Instant,
+}
+
+#[derive(Debug)]
+struct Queued {
+    text: String,
+    tag: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Creating,
+    Open,
+    Closing { until: Instant },
+    Ended,
+}
+
+/// The first repeat is immediate, the next after one second, then two, and so on up to this.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(8);
+/// Answers to one request that are none at BOSH level, or recoverable errors, before the peer is given up. A proxy's
+/// page passes; a peer that always speaks so does not know BOSH.
+const MAX_GARBLED: u32 = 6;
+/// Inactivity assumed of a peer that names none.
+const DEFAULT_INACTIVITY: Duration = Duration::from_secs(120);
+/// The least interval between polls of a session that can only poll, if the peer names none.
+const DEFAULT_POLLING: Duration = Duration::from_secs(2);
+/// An empty answer to an empty request within this time was not held.
+const NOT_HELD: Duration = Duration::from_millis(500);
+/// So many of them in a row are taken as they come.
+const NOT_HELD_ALLOWED: u32 = 3;
+/// The longest SID taken.
+const MAX_SID: usize = 512;
+
+/// The client's end of one session.
+#[derive(Debug)]
+pub struct ClientMachine {
+    settings: ClientSettings,
+    phase: Phase,
+    now: Instant,
+    jitter: u64,
+    next_rid: Rid,
+    next_exchange: u64,
+    sid: Box<str>,
+    granted: Granted,
+    /// Unanswered requests and answers that wait for an earlier one; lowest RID first, no gaps.
+    requests: VecDeque<Request>,
+    queue: VecDeque<Queued>,
+    queued_bytes: usize,
+    restart: bool,
+    hold: bool,
+    /// The highest RID whose answer was taken in order.
+    delivered: Option<Rid>,
+    confirmed: u64,
+    last_answer: Instant,
+    reachable: bool,
+    /// Since when an answer is here whose predecessor is not.
+    gap_since: Option<Instant>,
+    poll_not_before: Instant,
+    not_held: u32,
+    outputs: VecDeque<Output>,
+    stats: ClientStats,
+}
+
+impl ClientMachine {
+    /// A session that does not exist yet. `first_rid` and `jitter` must be random: the first because nobody is to guess
+    /// it (XEP-0124 §14.1; 2⁵² and above are folded below), the second so that a fleet does not come back in step.
+    pub fn new(settings: ClientSettings, first_rid: u64, jitter: u64, now: Instant) -> Self {
+        let granted = Granted {
+            wait: settings.wait,
+            requests: 1,
+            hold: 1,
+            inactivity: None,
+            polling: None,
+            max_pause: None,
+            acks: false,
+        };
+        Self {
+            phase: Phase::Idle,
+            now,
+            jitter: jitter | 1,
+            // Half the range is left to count up in: no session comes to its end.
+            next_rid: Rid::new(first_rid % (1 << 52)).unwrap_or(Rid::MAX).next(),
+            next_exchange: 0,
+            sid: "".into(),
+            granted,
+            requests: VecDeque::new(),
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            restart: false,
+            hold: false,
+            delivered: None,
+            confirmed: 0,
+            last_answer: now,
+            reachable: false,
+            gap_since: None,
+            poll_not_before: now,
+            not_held: 0,
+            outputs: VecDeque::new(),
+            stats: ClientStats::default(),
+            settings,
+        }
+    }
+
+    /// How often things happened.
+    pub const fn stats(&self) -> ClientStats {
+        self.stats
+    }
+
+    /// Whether a payload handed in now would leave at once.
+    pub fn has_room(&self) -> bool {
+        self.phase == Phase::Open
+            && self.queued_bytes < self.settings.max_request / 2
+            && self.unanswered() < self.granted.requests
+    }
+
+    /// Bytes waiting to leave.
+    pub const fn queued_bytes(&self) -> usize {
+        self.queued_bytes
+    }
+
+    /// Whether the session is over.
+    pub fn is_ended(&self) -> bool {
+        self.phase == Phase::Ended
+    }
+
+    /// Takes in what happened at `now`.
+    pub fn handle_input(&mut self, now: Instant, input: Input) {
+        self.now = self.now.max(now);
+        if self.phase == Phase::Ended {
+            return;
+        }
+        match input {
+            Input::Open if self.phase == Phase::Idle => self.create(),
+            Input::Open | Input::Woken => {}
+            Input::Send { payload, tag } => {
+                let text = wrapper::payload(&payload);
+                self.queued_bytes += text.len();
+                self.queue.push_back(Queued { text, tag });
+            }
+            Input::Restart => self.restart = true,
+            Input::Hold(hold) => self.hold = hold,
+            Input::Refresh => self.refresh(),
+            Input::Close { payload } => self.close(payload.as_ref()),
+            Input::Replied { exchange, reply } => self.replied(exchange, &reply),
+            Input::Failed { exchange, kind } => self.failed(exchange, kind),
+        }
+        self.expire();
+    }
+
+    /// The next thing to do; [`Output::WakeAt`] if there is none.
+    pub fn poll_output(&mut self) -> Output {
+        if self.outputs.is_empty() {
+            self.pump();
+        }
+        self.outputs.pop_front().unwrap_or_else(|| Output::WakeAt(self.wake_at()))
+    }
+
+    fn unanswered(&self) -> usize {
+        self.requests.iter().filter(|request| !matches!(request.state, State::Answered(_))).count()
+    }
+
+    fn create(&mut self) {
+        self.phase = Phase::Creating;
+        let rid = self.take_rid();
+        let body = wrapper::creation(&self.settings, rid);
+        self.add(rid, Kind::Creation, body, None);
+    }
+
+    fn take_rid(&mut self) -> Rid {
+        let rid = self.next_rid;
+        self.next_rid = rid.next();
+        rid
+    }
+
+    fn add(&mut self, rid: Rid, kind: Kind, body: Bytes, tag: Option<u64>) {
+        self.stats.requests += 1;
+        self.requests.push_back(Request {
+            rid,
+            kind,
+            body,
+            tag,
+            state: State::Due(self.now),
+            posts: 0,
+            failures: 0,
+            garbled: 0,
+            fresh: false,
+            first_posted: self.now,
+        });
+    }
+
+    /// The RID to acknowledge in a request that is made now (XEP-0124 §9.2): none when nothing is outstanding.
+    fn ack(&self, rid: Rid) -> Option<Rid> {
+        self.delivered.filter(|delivered| self.settings.acks && delivered.next() != rid)
+    }
+
+    /// Makes and posts what may go now.
+    fn pump(&mut self) {
+        if matches!(self.phase, Phase::Idle | Phase::Ended) {
+            return;
+        }
+        self.make_requests();
+        for i in 0..self.requests.len() {
+            self.post_if_due(i);
+        }
+    }
+
+    fn make_requests(&mut self) {
+        if self.phase != Phase::Open {
+            return;
+        }
+        if self.restart {
+            // XEP-0206 §5: the next request after success, and empty.
+            if self.unanswered() < self.granted.requests {
+                self.restart = false;
+                let rid = self.take_rid();
+                let body = wrapper::restart(&self.settings, &self.sid, rid, self.ack(rid));
+                self.add(rid, Kind::Restart, body, None);
+            }
+            return;
+        }
+        while !self.queue.is_empty() && self.unanswered() < self.granted.requests {
+            self.add_payloads(Kind::Payloads);
+        }
+        // An empty request next to a held one would be overactivity (XEP-0124 §11).
+        if self.unanswered() == 0 && !self.hold && self.now >= self.poll_not_before {
+            let rid = self.take_rid();
+            let body = wrapper::request(&self.sid, rid, self.ack(rid), false, std::iter::empty());
+            self.add(rid, Kind::Poll, body, None);
+        }
+    }
+
+    /// One request with as much of the queue as fits, in order.
+    fn add_payloads(&mut self, kind: Kind) {
+        let mut size = wrapper::OVERHEAD;
+        let mut count = 0;
+        for queued in &self.queue {
+            size += queued.text.len();
+            if count > 0 && size > self.settings.max_request {
+                break;
+            }
+            count += 1;
+        }
+        let rid = self.take_rid();
+        let batch: Vec<Queued> = self.queue.drain(..count).collect();
+        self.queued_bytes -= batch.iter().map(|queued| queued.text.len()).sum::<usize>();
+        let tag = batch.iter().filter_map(|queued| queued.tag).max();
+        let texts = batch.iter().map(|queued| queued.text.as_str());
+        let body = wrapper::request(&self.sid, rid, self.ack(rid), kind == Kind::Terminate, texts);
+        self.add(rid, kind, body, tag);
+    }
+
+    fn post_if_due(&mut self, i: usize) {
+        let request = &mut self.requests[i];
+        if !matches!(request.state, State::Due(at) if at <= self.now) {
+            return;
+        }
+        let exchange = ExchangeId(self.next_exchange);
+        self.next_exchange += 1;
+        // Counted from the moment of sending: time spent in back-off is not the peer's.
+        request.state = State::Posted { exchange, at: self.now };
+        if request.posts > 0 {
+            self.stats.repeats += 1;
+        } else {
+            request.first_posted = self.now;
+        }
+        request.posts += 1;
+        let timeout = timeout(&self.settings, &self.granted, request.kind);
+        let post = Post::new(request.body.clone(), timeout).with_fresh(request.fresh);
+        self.outputs.push_back(Output::Post { exchange, post });
+    }
+
+    fn posted(&self, exchange: ExchangeId) -> Option<usize> {
+        // An answer to a POST that was superseded says nothing (XEP-0124 §14.3).
+        self.requests
+            .iter()
+            .position(|request| matches!(request.state, State::Posted { exchange: e, .. } if e == exchange))
+    }
+
+    fn replied(&mut self, exchange: ExchangeId, reply: &Reply) {
+        let Some(i) = self.posted(exchange) else { return };
+        let creating = self.requests[i].kind == Kind::Creation;
+        match reply.status {
+            200 => match Wrapper::parse(&reply.body, self.settings.max_reply) {
+                Ok(wrapper) => self.answered(i, wrapper),
+                Err(_) => self.garbled(i),
+            },
+            status if creating => self.end(End::Status { status, retry_after: reply.retry_after }),
+            // Whatever else is not ours to say comes from something between us and the connection manager.
+            408 | 425 | 429 | 500.. | ..400 => self.try_again(i, reply.retry_after),
+            status => self.end(End::Status { status, retry_after: reply.retry_after }),
+        }
+    }
+
+    fn failed(&mut self, exchange: ExchangeId, kind: ExchangeErrorKind) {
+        let Some(i) = self.posted(exchange) else { return };
+        if self.requests[i].kind == Kind::Creation {
+            // Repeated, it could make a second session: nobody would know the first one's SID.
+            self.end(End::Unreachable(kind));
+        } else if kind == ExchangeErrorKind::TooLarge {
+            self.garbled(i);
+        } else {
+            self.try_again(i, None);
+        }
+    }
+
+    fn garbled(&mut self, i: usize) {
+        let request = &mut self.requests[i];
+        request.garbled += 1;
+        if request.kind == Kind::Creation || request.garbled > MAX_GARBLED {
+            self.end(End::Misbehaved("the peer does not answer as a BOSH connection manager"));
+        } else {
+            self.try_again(i, None);
+        }
+    }
+
+    /// Back-off before the same bytes go out again on a new connection.
+    fn try_again(&mut self, i: usize, retry_after: Option<Duration>) {
+        self.stats.failures += 1;
+        let patience = self.inactivity() / 2;
+        let backoff = self.backoff(self.requests[i].failures);
+        let request = &mut self.requests[i];
+        request.failures += 1;
+        request.fresh = true;
+        let delay = backoff.max(retry_after.unwrap_or_default().min(patience));
+        request.state = State::Due(self.now + delay);
+        // One failure happens to every connection that a proxy closes in the same instant.
+        if i == 0 && request.failures >= 2 && self.reachable {
+            self.reachable = false;
+            self.outputs.push_back(Output::Reachable(false));
+        }
+    }
+
+    fn backoff(&mut self, failures: u32) -> Duration {
+        if failures == 0 {
+            return Duration::ZERO;
+        }
+        let base = Duration::from_secs(1 << (failures - 1).min(10)).min(LONGEST_BACKOFF);
+        // xorshift64: spreads, keeps no secret.
+        self.jitter ^= self.jitter << 13;
+        self.jitter ^= self.jitter >> 7;
+        self.jitter ^= self.jitter << 17;
+        let parts = u32::try_from(self.jitter % 512).unwrap_or(0);
+        base / 2 + base * parts / 1_024
+    }
+
+    fn answered(&mut self, i: usize, wrapper: Wrapper) {
+        self.last_answer = self.now;
+        self.outputs.push_back(Output::Alive);
+        if !self.reachable {
+            self.reachable = true;
+            self.outputs.push_back(Output::Reachable(true));
+        }
+        if let Some(end) = wrapper.end() {
+            self.terminated(i, wrapper, end);
+        } else if wrapper.is_error() {
+            // XEP-0124 §17.3: this one and every earlier one that is unanswered, the lowest first.
+            self.requests[i].garbled += 1;
+            if self.requests[i].garbled > MAX_GARBLED {
+                return self.end(End::Misbehaved("the peer cannot recover from an error"));
+            }
+            for i in 0..=i {
+                self.supersede(i, true);
+            }
+        } else {
+            self.stats.answers += 1;
+            self.requests[i].state = State::Answered(Box::new(wrapper));
+            self.confirm(i);
+            self.deliver();
+        }
+    }
+
+    /// Posts a request anew, whatever became of it, unless it is answered.
+    fn supersede(&mut self, i: usize, back_off: bool) {
+        let delay = if back_off { self.backoff(self.requests[i].failures) } else { Duration::ZERO };
+        let request = &mut self.requests[i];
+        match request.state {
+            State::Answered(_) => return,
+            State::Posted { exchange, .. } => self.outputs.push_back(Output::Abandon(exchange)),
+            State::Due(_) => {}
+        }
+        request.failures += u32::from(back_off);
+        request.fresh = true;
+        request.state = State::Due(self.now + delay);
+    }
+
+    /// An answer to a request tells that it and all before it were processed: the peer does so in order.
+    fn confirm(&mut self, i: usize) {
+        let tag = self.requests.iter().take(i + 1).filter_map(|request| request.tag).max();
+        if let Some(tag) = tag.filter(|tag| *tag > self.confirmed) {
+            self.confirmed = tag;
+            self.outputs.push_back(Output::Confirmed(tag));
+        }
+    }
+
+    /// Takes answers in the order of the requests, up to the first gap.
+    fn deliver(&mut self) {
+        while matches!(self.requests.front(), Some(Request { state: State::Answered(_), .. })) {
+            let Some(Request { rid, kind, state: State::Answered(wrapper), first_posted, .. }) =
+                self.requests.pop_front()
+            else {
+                return;
+            };
+            self.delivered = Some(rid);
+            if kind == Kind::Creation && !self.created(&wrapper) {
+                return;
+            }
+            let report = wrapper.report();
+            let before = self.outputs.len();
+            self.outputs.extend(wrapper.payloads().map(Output::Payload));
+            let empty = self.outputs.len() == before;
+            self.stats.empty_answers += u64::from(empty);
+            self.pace(kind, empty, first_posted);
+            if kind == Kind::Terminate {
+                self.end(End::Closed);
+                return;
+            }
+            if let Some((rid, age)) = report {
+                self.reported(rid, age);
+            }
+        }
+        let waiting = self.requests.iter().any(|request| matches!(request.state, State::Answered(_)));
+        self.gap_since = waiting.then(|| self.gap_since.unwrap_or(self.now));
+    }
+
+    fn created(&mut self, wrapper: &Wrapper) -> bool {
+        let Some(sid) = wrapper.sid().filter(|sid| sid.len() <= MAX_SID) else {
+            self.end(End::Misbehaved("the session was created without a usable sid"));
+            return false;
+        };
+        self.sid = sid.into();
+        self.granted = wrapper.granted(&self.settings);
+        self.outputs.push_back(Output::Created { sid: self.sid.clone(), granted: self.granted });
+        if self.phase == Phase::Creating {
+            self.phase = Phase::Open;
+        }
+        true
+    }
+
+    /// When the next empty request may go.
+    fn pace(&mut self, kind: Kind, empty: bool, posted: Instant) {
+        let polling = self.granted.wait.is_zero() || self.granted.hold == 0 || self.granted.requests == 1;
+        if polling {
+            // A server in use counts from the creation on, whatever that brought.
+            if empty || kind == Kind::Creation {
+                self.poll_not_before = posted + self.granted.polling.unwrap_or(DEFAULT_POLLING);
+            }
+            return;
+        }
+        let held = self.now.saturating_duration_since(posted) >= NOT_HELD;
+        if kind != Kind::Poll || !empty || held {
+            self.not_held = 0;
+            return;
+        }
+        self.not_held += 1;
+        if self.not_held > NOT_HELD_ALLOWED {
+            // A peer that says it holds requests and does not must not make this end spin.
+            let pause = self.granted.polling.unwrap_or(DEFAULT_POLLING).max(Duration::from_secs(1));
+            self.poll_not_before = self.now + pause.min(self.inactivity() / 2);
+        }
+    }
+
+    /// The peer says which answer it thinks was lost (XEP-0124 §9.2). One that is just under way needs no repeat.
+    fn reported(&mut self, rid: Rid, age: Duration) {
+        if age < self.secondary() {
+            return;
+        }
+        if let Some(i) = self.requests.iter().position(|request| request.rid == rid) {
+            self.supersede(i, true);
+        }
+    }
+
+    /// The peer ends the session: on whichever request it said so first, what it sent along still counts.
+    fn terminated(&mut self, i: usize, wrapper: Wrapper, end: End) {
+        let closing = matches!(self.phase, Phase::Closing { .. });
+        if end == End::Goodbye {
+            self.confirm(i);
+        }
+        self.outputs.extend(wrapper.payloads().map(Output::Payload));
+        self.end(if closing { End::Closed } else { end });
+    }
+
+    fn refresh(&mut self) {
+        for i in 0..self.requests.len() {
+            self.supersede(i, false);
+        }
+    }
+
+    fn close(&mut self, payload: Option<&Element>) {
+        match self.phase {
+            Phase::Open => {}
+            Phase::Idle | Phase::Creating => return self.end(End::Closed),
+            Phase::Closing { .. } | Phase::Ended => return,
+        }
+        self.phase = Phase::Closing { until: self.now + self.settings.farewell };
+        if let Some(payload) = payload {
+            let text = wrapper::payload(payload);
+            self.queued_bytes += text.len();
+            self.queue.push_back(Queued { text, tag: None });
+        }
+        // XEP-0124 §11: one more than `requests` is allowed for this.
+        self.add_payloads(Kind::Terminate);
+    }
+
+    fn end(&mut self, end: End) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        self.phase = Phase::Ended;
+        for request in self.requests.drain(..) {
+            if let State::Posted { exchange, .. } = request.state {
+                self.outputs.push_back(Output::Abandon(exchange));
+            }
+        }
+        self.queue.clear();
+        self.queued_bytes = 0;
+        self.outputs.push_back(Output::Ended(end));
+    }
+
+    fn inactivity(&self) -> Duration {
+        self.granted.inactivity.unwrap_or(DEFAULT_INACTIVITY).max(Duration::from_secs(1))
+    }
+
+    /// How long an answer may overtake an earlier one.
+    fn secondary(&self) -> Duration {
+        (self.granted.wait / 10).max(Duration::from_millis(200))
+    }
+
+    /// When the peer has certainly given the session up: it held a request for `wait`, then waited for the next.
+    fn given_up_at(&self) -> Instant {
+        let asked = self.requests.front().map_or(self.last_answer, |request| request.first_posted);
+        self.last_answer.max(asked) + self.granted.wait + self.inactivity()
+    }
+
+    fn gap_repeat_at(&self) -> Option<Instant> {
+        let front = self.requests.front()?;
+        let State::Posted { at, .. } = front.state else { return None };
+        // Each repeat gets twice the time of the one before.
+        let patience = self.secondary() * (1 << front.failures.min(6));
+        Some(self.gap_since?.max(at) + patience)
+    }
+
+    /// Acts on every time that has come.
+    fn expire(&mut self) {
+        let now = self.now;
+        match self.phase {
+            Phase::Closing { until } if now >= until => return self.end(End::Closed),
+            Phase::Open if self.unanswered() > 0 && now >= self.given_up_at() => {
+                return self.end(End::Silent);
+            }
+            Phase::Idle | Phase::Ended => return,
+            _ => {}
+        }
+        if self.gap_repeat_at().is_some_and(|at| now >= at) {
+            self.supersede(0, false);
+            if let Some(front) = self.requests.front_mut() {
+                front.failures += 1;
+            }
+        }
+        for i in 0..self.requests.len() {
+            let request = &self.requests[i];
+            let State::Posted { exchange, at } = request.state else { continue };
+            let (kind, timeout) = (request.kind, timeout(&self.settings, &self.granted, request.kind));
+            if now < at + timeout {
+                continue;
+            }
+            self.outputs.push_back(Output::Abandon(exchange));
+            if kind == Kind::Creation {
+                self.requests.clear();
+                return self.end(End::Unreachable(ExchangeErrorKind::TimedOut));
+            }
+            self.try_again(i, None);
+        }
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        let mut earliest: Option<Instant> = None;
+        let mut at = |instant: Instant| earliest = Some(earliest.map_or(instant, |e| e.min(instant)));
+        match self.phase {
+            Phase::Idle | Phase::Ended => return None,
+            Phase::Closing { until } => at(until),
+            Phase::Open if self.requests.is_empty() => {
+                if !self.hold {
+                    at(self.poll_not_before);
+                }
+            }
+            Phase::Open => at(self.given_up_at()),
+            Phase::Creating => {}
+        }
+        for request in &self.requests {
+            match request.state {
+                State::Due(due) => at(due),
+                State::Posted { at: posted, .. } => {
+                    at(posted + timeout(&self.settings, &self.granted, request.kind));
+                }
+                State::Answered(_) => {}
+            }
+        }
+        if let Some(repeat) = self.gap_repeat_at() {
+            at(repeat);
+        }
+        earliest
+    }
+}
+
+/// How long the answer to a request of `kind` may take.
+fn timeout(settings: &ClientSettings, granted: &Granted, kind: Kind) -> Duration {
+    match kind {
+        Kind::Creation => settings.creation,
+        Kind::Terminate => settings.farewell,
+        Kind::Payloads | Kind::Poll | Kind::Restart => granted.wait + settings.margin,
+    }
+}
