@@ -16,9 +16,9 @@ use relay_core::{
     ids::DeviceId,
     transport::{Connector, TransportInfo},
 };
-use tokio::{net::TcpListener, net::TcpStream, task::AbortHandle};
+use tokio::task::AbortHandle;
 
-use self::line::{LineConnector, LineListener};
+use self::line::{LineConnector, LineListener, socket};
 
 #[derive(Debug)]
 struct Lines;
@@ -31,13 +31,15 @@ struct Middle {
 
 impl Middle {
     async fn before(&self, relay: SocketAddr) -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let door = socket(relay).expect("a socket");
+        door.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
+        let listener = door.listen(64).expect("it is bound");
         let address = listener.local_addr().expect("it is bound");
         let connections = Arc::clone(&self.connections);
         tokio::spawn(async move {
             while let Ok((mut device, _)) = listener.accept().await {
                 let passing = tokio::spawn(async move {
-                    if let Ok(mut relay) = TcpStream::connect(relay).await {
+                    if let Ok(mut relay) = socket(relay).expect("a socket").connect(relay).await {
                         let _ = tokio::io::copy_bidirectional(&mut device, &mut relay).await;
                     }
                 });
@@ -57,10 +59,14 @@ impl Harness for Lines {
     }
 
     async fn start(&self, authenticator: Arc<dyn Authenticator>) -> Running<Middle> {
-        let listener = LineListener::bind(([127, 0, 0, 1], 0).into(), authenticator).await.expect("a free port");
+        let listener = LineListener::bind(([127, 0, 0, 1], 0).into(), authenticator).expect("a free port");
         let middle = Middle::default();
         let address = middle.before(listener.address().expect("it is bound")).await;
-        Running { connector: Arc::new(LineConnector::new(address)), listener: Box::new(listener), guard: middle }
+        Running {
+            connector: Arc::new(LineConnector::new(address)),
+            listener: Box::new(listener),
+            guard: middle,
+        }
     }
 
     async fn cut(&self, middle: &Middle, _: &DeviceId) {
