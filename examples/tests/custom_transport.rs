@@ -30,7 +30,7 @@ struct Middle {
 }
 
 impl Middle {
-    async fn before(&self, relay: SocketAddr) -> SocketAddr {
+    fn before(&self, relay: SocketAddr) -> SocketAddr {
         let door = socket(relay).expect("a socket");
         door.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
         let listener = door.listen(64).expect("it is bound");
@@ -61,7 +61,7 @@ impl Harness for Lines {
     async fn start(&self, authenticator: Arc<dyn Authenticator>) -> Running<Middle> {
         let listener = LineListener::bind(([127, 0, 0, 1], 0).into(), authenticator).expect("a free port");
         let middle = Middle::default();
-        let address = middle.before(listener.address().expect("it is bound")).await;
+        let address = middle.before(listener.address().expect("it is bound"));
         Running {
             connector: Arc::new(LineConnector::new(address)),
             listener: Box::new(listener),
