@@ -147,6 +147,8 @@ pub struct DeviceRecord {
     pub accounts: Vec<AccountId>,
     /// The accounts that it claims and nobody has agreed to, in order.
     pub unconfirmed_accounts: Vec<AccountId>,
+    /// The accounts that it claims, as it does.
+    pub claimed_accounts: Vec<AccountId>,
     /// The LAN that it stands in, if it is a gateway.
     pub site: Option<SiteId>,
     /// When it was made known.
@@ -186,6 +188,7 @@ impl DeviceRecord {
             apps: own.apps,
             accounts,
             unconfirmed_accounts: unconfirmed,
+            claimed_accounts: own.accounts,
             site: own.site,
             known_since,
             registered_at,
