@@ -43,7 +43,8 @@ impl Call {
         let size = if way == Way::Asking { self.asking } else { self.answering };
         let mut body = format!("{way:?} {} {} {}\n", self.caller, self.device, self.nonce).into_bytes();
         body.extend(0..=u8::MAX);
-        let mut state = (u64::from(self.caller) << 40) ^ (u64::from(self.device) << 32) ^ u64::from(self.nonce);
+        let mut state =
+            (u64::from(self.caller) << 40) ^ (u64::from(self.device) << 32) ^ u64::from(self.nonce);
         state = state.wrapping_mul(2) | 1;
         while body.len() < size {
             state ^= state << 13;
@@ -119,14 +120,20 @@ pub(crate) fn check(asked: &[Asked], handled: &[Handled]) -> Vec<String> {
                 if handled.gave != *got {
                     wrong.push(format!("{call:?} got another answer than the device gave"));
                 }
-                if *sent != Seen::of(&call.body(Way::Asking)) || *got != Seen::of(&call.body(Way::Answering)) {
+                if *sent != Seen::of(&call.body(Way::Asking)) || *got != Seen::of(&call.body(Way::Answering))
+                {
                     wrong.push(format!("{call:?} carried another call's body"));
                 }
             }
             Some(more) => wrong.push(format!("{call:?} was handled {} times", more.len())),
         }
     }
-    wrong.extend(at_device.keys().filter(|call| !seen.contains_key(*call)).map(|call| format!("{call:?}: nobody asked")));
+    wrong.extend(
+        at_device
+            .keys()
+            .filter(|call| !seen.contains_key(*call))
+            .map(|call| format!("{call:?}: nobody asked")),
+    );
     wrong
 }
 

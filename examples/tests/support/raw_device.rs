@@ -34,7 +34,8 @@ impl RawDevice {
         let mut next = Some(raw.device.create(random));
         while let Some(body) = next {
             raw.post(&body);
-            next = raw.device.advance(&raw.receive().unwrap()).unwrap();
+            let answer = raw.receive().unwrap();
+            next = raw.device.advance(&answer).unwrap();
         }
         raw.send("");
         raw
