@@ -218,7 +218,7 @@ impl Ledger {
             Input::Cancel { id } => self.cancel(now, &id),
             Input::Finished { id, response } => self.finished(now, &id, response),
             Input::Delivered { id, result } => self.delivered(now, &id, result),
-            Input::Ack { id, disposition } => self.settle(now, &id, disposition.into()),
+            Input::Ack { id, disposition } => self.acknowledged(now, &id, disposition.into()),
             Input::SessionUp { max_body } => {
                 self.session = Some(max_body.min(MAX_INLINE_BODY));
                 for id in self.open.clone() {
@@ -351,8 +351,9 @@ impl Ledger {
                 self.close(now, id, None);
             }
             Stage::Running if !already => self.outputs.push_back(Output::Cancel(id.clone())),
-            Stage::Owed { .. } => self.close(now, id, Some(Verdict::TooLate)),
-            Stage::Running | Stage::Settled { .. } => {}
+            Stage::Owed { way, .. } if *way != Way::Delivering => self.close(now, id, Some(Verdict::TooLate)),
+            // A delivery under way brings its own verdict.
+            Stage::Owed { .. } | Stage::Running | Stage::Settled { .. } => {}
         }
     }
 
@@ -444,6 +445,13 @@ impl Ledger {
                     *way = Way::Later(now + backoff.next(&mut self.jitter, retry_after));
                 }
             }
+        }
+    }
+
+    fn acknowledged(&mut self, now: Instant, id: &RequestId, verdict: Verdict) {
+        let delivering = |entry: &Entry| matches!(entry.stage, Stage::Owed { way: Way::Delivering, .. });
+        if !self.entries.get(id).is_some_and(delivering) {
+            self.settle(now, id, verdict);
         }
     }
 

@@ -148,9 +148,18 @@ pub(crate) enum Output {
 enum Phase {
     Off,
     Working,
-    Waiting { until: Instant },
+    /// `refused`: because the token was not accepted.
+    Waiting {
+        until: Instant,
+        refused: bool,
+    },
     Refused,
-    Online { session: SessionId, attempt: Attempt, since: Instant, quiet_since: Instant },
+    Online {
+        session: SessionId,
+        attempt: Attempt,
+        since: Instant,
+        quiet_since: Instant,
+    },
     Stopped,
 }
 
@@ -224,7 +233,7 @@ impl Agent {
             Input::Register => self.register_again(now),
             Input::Pin => {
                 self.has_pin = true;
-                if matches!(self.phase, Phase::Refused) || (self.refused > 0 && self.is_waiting()) {
+                if matches!(self.phase, Phase::Refused | Phase::Waiting { refused: true, .. }) {
                     self.has_token = false;
                     self.refused = 0;
                     self.next_step(now);
@@ -266,7 +275,7 @@ impl Agent {
     fn wake_at(&self) -> Option<Instant> {
         let running = self.running.as_ref().map(|running| running.deadline);
         let own = match &self.phase {
-            Phase::Waiting { until } => Some(*until),
+            Phase::Waiting { until, .. } => Some(*until),
             // One operation at a time: what is quiet too long while one runs is seen to when it is done.
             Phase::Online { quiet_since, .. } if running.is_none() => {
                 [self.quiet_at(*quiet_since), self.register_at].into_iter().flatten().min()
@@ -281,10 +290,6 @@ impl Agent {
             OnQuiet::Off => None,
             _ => self.config.keepalive.map(|keepalive| quiet_since + keepalive),
         }
-    }
-
-    const fn is_waiting(&self) -> bool {
-        matches!(self.phase, Phase::Waiting { .. })
     }
 
     fn event(&mut self, event: Event) {
@@ -343,7 +348,7 @@ impl Agent {
             Phase::Waiting { .. } | Phase::Refused => self.start_over(now),
             Phase::Online { .. } => {
                 self.registered = false;
-                self.outputs.push_back(Output::Refresh);
+                self.refresh(now);
                 self.register_online(now);
             }
             Phase::Off | Phase::Working | Phase::Stopped => {}
@@ -487,7 +492,7 @@ impl Agent {
     }
 
     fn wait(&mut self, now: Instant, delay: Duration) {
-        self.phase = Phase::Waiting { until: now + delay };
+        self.phase = Phase::Waiting { until: now + delay, refused: false };
         self.tell(SessionState::Waiting);
     }
 
@@ -533,7 +538,7 @@ impl Agent {
         let window = window.min(LONGEST_SLOW);
         self.refused = self.refused.saturating_add(1);
         let retry_in = window / 2 + self.jitter.within(window / 2);
-        self.phase = Phase::Waiting { until: now + retry_in };
+        self.phase = Phase::Waiting { until: now + retry_in, refused: true };
         self.tell(SessionState::Refused);
         self.event(Event::CredentialRefused { step, words, retry_in: Some(retry_in) });
     }
@@ -587,7 +592,7 @@ impl Agent {
             return;
         }
         match &self.phase {
-            Phase::Waiting { until } if *until <= now => self.next_step(now),
+            Phase::Waiting { until, .. } if *until <= now => self.next_step(now),
             Phase::Online { .. }
                 if self.running.is_none() && self.register_at.is_some_and(|at| at <= now) =>
             {

@@ -1,1 +1,618 @@
+use proptest::prelude::*;
 
+use super::*;
+
+fn session(n: u64) -> SessionId {
+    SessionId::new(&format!("session-{n}")).unwrap()
+}
+
+fn config() -> AgentConfig {
+    AgentConfig {
+        keepalive: Some(Duration::from_secs(60)),
+        on_quiet: OnQuiet::Ask,
+        answer_within: Duration::from_secs(10),
+        step_within: Duration::from_secs(30),
+        reconnect: ReconnectConfig::default(),
+    }
+}
+
+fn known() -> Known {
+    Known { has_token: true, has_pin: false, resume: None, seed: 1 }
+}
+
+fn failure(kind: FailureKind) -> Failure {
+    Failure { kind, words: "words".into(), retry_after: None }
+}
+
+/// An agent under a clock of its own.
+struct Rig {
+    now: Instant,
+    agent: Agent,
+    wake: Option<Instant>,
+    events: Vec<Event>,
+    state: SessionState,
+    attempt: Attempt,
+}
+
+impl Rig {
+    fn new(config: AgentConfig, known: Known) -> Self {
+        let agent = Agent::new(config, known);
+        Self {
+            now: crate::now(),
+            agent,
+            wake: None,
+            events: Vec::new(),
+            state: SessionState::Off,
+            attempt: 0,
+        }
+    }
+
+    /// What the shell is to do.
+    fn input(&mut self, input: Input) -> Vec<Output> {
+        self.agent.handle_input(self.now, input);
+        let mut outputs = Vec::new();
+        self.wake = None;
+        while let Some(output) = self.agent.poll_output() {
+            match output {
+                Output::WakeAt(at) => self.wake = Some(at),
+                Output::Event(event) => self.events.push(event),
+                Output::State(state) => self.state = state,
+                Output::Run(attempt, op) => {
+                    self.attempt = attempt;
+                    outputs.push(Output::Run(attempt, op));
+                }
+                other => outputs.push(other),
+            }
+        }
+        outputs
+    }
+
+    fn ops(&mut self, input: Input) -> Vec<Op> {
+        let op = |output| match output {
+            Output::Run(_, op) => Some(op),
+            _ => None,
+        };
+        self.input(input).into_iter().filter_map(op).collect()
+    }
+
+    fn done(&mut self, result: Result<Done, Failure>) -> Vec<Output> {
+        self.input(Input::Done(self.attempt, result))
+    }
+
+    fn wait(&self) -> Duration {
+        self.wake.expect("the agent waits for something") - self.now
+    }
+
+    fn wake(&mut self) -> Vec<Output> {
+        self.now = self.wake.expect("the agent waits for something");
+        self.input(Input::Woken)
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        self.now += Duration::from_secs(seconds);
+    }
+
+    /// Goes online with session `n`.
+    fn online(&mut self, n: u64) {
+        if self.state == SessionState::Off {
+            self.input(Input::Maintenance(true));
+        }
+        for _ in 0..3 {
+            if self.state == SessionState::Online {
+                return;
+            }
+            let Some(running) = &self.agent.running else { panic!("nothing runs: {:?}", self.agent) };
+            let done = match running.step {
+                Some(Step::Enroll) => Done::Enrolled,
+                Some(Step::Register) => Done::Registered,
+                _ => Done::Connected { session: session(n), resumed: false },
+            };
+            self.done(Ok(done));
+        }
+        assert_eq!(self.state, SessionState::Online);
+    }
+
+    fn ended(&mut self, reason: EndReason) -> Vec<Output> {
+        let Phase::Online { attempt, .. } = self.agent.phase else { panic!("not online: {:?}", self.agent) };
+        self.input(Input::Ended(attempt, reason))
+    }
+}
+
+fn connect(rig: &Rig, resume: Option<SessionId>) -> Output {
+    Output::Run(rig.attempt, Op::Connect { resume, deadline: rig.now + Duration::from_secs(30) })
+}
+
+#[test]
+fn s2_start_up_is_register_then_session() {
+    let mut rig = Rig::new(config(), known());
+    assert_eq!(rig.ops(Input::Maintenance(true)), [Op::Register]);
+    assert_eq!(rig.state, SessionState::Starting);
+    let outputs = rig.done(Ok(Done::Registered));
+    assert_eq!(outputs, [connect(&rig, None)]);
+    assert_eq!(rig.done(Ok(Done::Connected { session: session(1), resumed: false })), []);
+    assert_eq!(rig.state, SessionState::Online);
+}
+
+#[test]
+fn x1_a_pin_is_traded_for_a_credential_before_anything_else() {
+    let mut rig = Rig::new(config(), Known { has_token: false, has_pin: true, ..known() });
+    assert_eq!(rig.ops(Input::Maintenance(true)), [Op::Enroll]);
+    assert_eq!(rig.done(Ok(Done::Enrolled)), [Output::Run(2, Op::Register)]);
+    assert_eq!(rig.events.last(), Some(&Event::Enrolled));
+}
+
+#[test]
+fn x1_a_refused_pin_is_never_shown_again() {
+    let mut rig = Rig::new(config(), Known { has_token: false, has_pin: true, ..known() });
+    rig.input(Input::Maintenance(true));
+    assert_eq!(rig.done(Err(failure(FailureKind::Refused))), []);
+    assert_eq!((rig.state, rig.wake), (SessionState::Refused, None));
+    assert_eq!(rig.ops(Input::Activate), []);
+    assert_eq!(rig.ops(Input::Pin), [Op::Enroll]);
+}
+
+#[test]
+fn s1_off_calls_nobody_and_switching_starts_and_cleanly_ends_the_session() {
+    let mut rig = Rig::new(config(), known());
+    for input in [Input::Woken, Input::Activate, Input::Register, Input::Pin, Input::Maintenance(false)] {
+        assert_eq!(rig.input(input), []);
+        assert_eq!(rig.wake, None);
+    }
+    rig.online(1);
+    assert_eq!(rig.input(Input::Maintenance(false)), [Output::CloseSession]);
+    assert_eq!((rig.state, rig.wake), (SessionState::Off, None));
+    assert_eq!(rig.ops(Input::Maintenance(true)), [Op::Register], "it starts as it did at first");
+}
+
+#[test]
+fn s1_switching_off_abandons_what_is_under_way() {
+    let mut rig = Rig::new(config(), known());
+    rig.input(Input::Maintenance(true));
+    let attempt = rig.attempt;
+    assert_eq!(rig.input(Input::Maintenance(false)), [Output::Abort(attempt)]);
+    assert_eq!(rig.input(Input::Done(attempt, Ok(Done::Registered))), [], "too late to matter");
+    assert_eq!(rig.state, SessionState::Off);
+}
+
+#[test]
+fn s3_when_nothing_was_pushed_the_relay_is_asked_and_a_known_session_gets_a_fresh_connection() {
+    let mut rig = Rig::new(config(), known());
+    rig.online(1);
+    assert_eq!(rig.wait(), Duration::from_secs(60));
+    let outputs = rig.wake();
+    assert_eq!(outputs, [Output::Run(rig.attempt, Op::AskAlive { session: session(1) })]);
+    assert_eq!(rig.done(Ok(Done::Alive { known: true })), [Output::Refresh]);
+    assert_eq!(rig.events.last(), Some(&Event::Survival { known: Some(true) }));
+    assert_eq!(rig.wait(), Duration::from_secs(60));
+}
+
+#[test]
+fn s3_a_push_puts_the_question_off() {
+    let mut rig = Rig::new(config(), known());
+    rig.online(1);
+    let attempt = rig.attempt;
+    rig.pass(59);
+    assert_eq!(rig.input(Input::Pushed(attempt)), []);
+    assert_eq!(rig.wait(), Duration::from_secs(60));
+    assert_eq!(rig.input(Input::Pushed(attempt - 1)), [], "of a session before this one");
+}
+
+#[test]
+fn s3_an_unknown_session_gets_a_new_one_without_registering() {
+    let mut rig = Rig::new(config(), known());
+    rig.online(1);
+    rig.wake();
+    let outputs = rig.done(Ok(Done::Alive { known: false }));
+    assert_eq!(outputs, [Output::CloseSession, connect(&rig, None)]);
+}
+
+#[test]
+fn s3_an_unknown_device_registers_again() {
+    let mut rig = Rig::new(config(), known());
+    rig.online(1);
+    rig.wake();
+    let outputs = rig.done(Err(failure(FailureKind::UnknownDevice)));
+    assert_eq!(outputs, [Output::CloseSession, Output::Run(rig.attempt, Op::Register)]);
+}
+
+#[test]
+fn s3_no_answer_in_ten_seconds_is_a_new_session() {
+    let mut rig = Rig::new(config(), known());
+    rig.online(1);
+    rig.wake();
+    let asked = rig.attempt;
+    assert_eq!(rig.wait(), Duration::from_secs(10));
+    let outputs = rig.wake();
+    // Whatever is in flight carries over if the relay does know the session after all.
+    assert_eq!(outputs, [Output::Abort(asked), Output::CloseSession, connect(&rig, Some(session(1)))]);
+    assert_eq!(rig.events.last(), Some(&Event::Survival { known: None }));
+}
+
+#[test]
+fn s3_the_alternatives_reopen_renew_or_do_nothing() {
+    let mut rig = Rig::new(AgentConfig { on_quiet: OnQuiet::Reopen, ..config() }, known());
+    rig.online(1);
+    assert_eq!(rig.wake(), [Output::Refresh]);
+    assert_eq!(rig.wait(), Duration::from_secs(60));
+
+    let mut rig = Rig::new(AgentConfig { on_quiet: OnQuiet::NewSession, ..config() }, known());
+    rig.online(1);
+    let outputs = rig.wake();
+    assert_eq!(outputs, [Output::CloseSession, connect(&rig, None)]);
+
+    let mut rig = Rig::new(AgentConfig { on_quiet: OnQuiet::Off, ..config() }, known());
+    rig.online(1);
+    assert_eq!(rig.wake, None);
+}
+
+#[test]
+fn s10_a_lost_session_comes_back_after_a_jittered_wait_on_the_session_it_had() {
+    let mut rig = Rig::new(config(), known());
+    rig.online(1);
+    assert_eq!(rig.ended(EndReason::Lost), []);
+    assert_eq!(rig.state, SessionState::Waiting);
+    assert!(rig.wait() <= Duration::from_secs(2));
+    let outputs = rig.wake();
+    assert_eq!(outputs, [connect(&rig, Some(session(1)))], "registered already: straight to the session");
+}
+
+#[test]
+fn s10_it_tries_for_ever_and_never_longer_apart_than_the_widest_window() {
+    let mut rig = Rig::new(config(), known());
+    rig.input(Input::Maintenance(true));
+    for _ in 0..10_000 {
+        rig.done(Err(failure(FailureKind::Passing)));
+        assert!(rig.wait() <= Duration::from_secs(24));
+        assert_eq!(rig.wake().len(), 1);
+    }
+}
+
+#[test]
+fn s10_the_window_starts_anew_only_after_a_session_that_lived() {
+    let mut rig = Rig::new(config(), known());
+    let mut widest = Duration::ZERO;
+    for _ in 0..200 {
+        rig.online(1);
+        rig.pass(170);
+        rig.ended(EndReason::Lost);
+        widest = widest.max(rig.wait());
+        rig.wake();
+    }
+    assert!(widest > Duration::from_secs(20), "short-lived sessions must not start it anew: {widest:?}");
+    for _ in 0..200 {
+        rig.online(1);
+        rig.pass(180);
+        rig.ended(EndReason::Lost);
+        assert!(rig.wait() <= Duration::from_secs(2));
+        rig.wake();
+    }
+}
+
+#[test]
+fn s10_a_relay_that_drains_says_when_to_come_back() {
+    let mut rig = Rig::new(config(), known());
+    rig.online(1);
+    rig.ended(EndReason::Drain { retry_after: Some(Duration::from_secs(15)) });
+    assert!((15..=30).contains(&rig.wait().as_secs()), "{:?}", rig.wait());
+    rig.wake();
+    rig.online(2);
+    rig.ended(EndReason::Overloaded { retry_after: Some(Duration::from_secs(1_000_000_000)) });
+    assert!(rig.wait() <= Duration::from_secs(3600 + 24), "T52: {:?}", rig.wait());
+}
+
+#[test]
+fn s10_a_step_that_hangs_is_given_up() {
+    let mut rig = Rig::new(config(), known());
+    rig.input(Input::Maintenance(true));
+    let attempt = rig.attempt;
+    assert_eq!(rig.wait(), Duration::from_secs(30));
+    assert_eq!(rig.wake(), [Output::Abort(attempt)]);
+    assert_eq!(rig.state, SessionState::Waiting);
+}
+
+#[test]
+fn s10_a_refused_credential_is_said_and_shown_again_slowly() {
+    let mut rig = Rig::new(config(), known());
+    rig.input(Input::Maintenance(true));
+    for _ in 0..20 {
+        assert_eq!(rig.done(Err(failure(FailureKind::Refused))), []);
+        assert_eq!(rig.state, SessionState::Refused);
+        assert!(matches!(rig.events.last(), Some(Event::CredentialRefused { retry_in: Some(_), .. })));
+        assert!(
+            rig.wait() >= Duration::from_secs(450) && rig.wait() <= Duration::from_secs(3600),
+            "{:?}",
+            rig.wait()
+        );
+        rig.wake();
+    }
+    rig.online(1);
+    rig.ended(EndReason::Revoked);
+    assert_eq!(rig.state, SessionState::Refused);
+}
+
+#[test]
+fn x1_a_refused_token_gives_way_to_a_pin_that_was_not_tried() {
+    let mut rig = Rig::new(config(), Known { has_pin: true, ..known() });
+    rig.input(Input::Maintenance(true));
+    let outputs = rig.done(Err(failure(FailureKind::Refused)));
+    assert_eq!(outputs, [Output::Run(rig.attempt, Op::Enroll)]);
+}
+
+#[test]
+fn p6_a_replaced_device_stays_away_longer_each_time() {
+    let mut rig = Rig::new(config(), known());
+    let mut least = Duration::from_secs(30);
+    for n in 0..12 {
+        rig.online(n);
+        // Two clones take turns: each holds the session while the other waits.
+        rig.pass(600);
+        rig.ended(EndReason::Replaced);
+        assert!(rig.wait() >= least && rig.wait() <= Duration::from_secs(3600), "{n}: {:?}", rig.wait());
+        assert!(matches!(rig.events.last(), Some(Event::Offline { reason: EndReason::Replaced, .. })));
+        least = (least * 2).min(Duration::from_secs(1800));
+        let outputs = rig.wake();
+        assert_eq!(outputs, [connect(&rig, None)]);
+    }
+    rig.online(100);
+    rig.pass(3600);
+    rig.ended(EndReason::Replaced);
+    assert!(rig.wait() <= Duration::from_secs(60), "an hour of peace: it was no clone");
+}
+
+#[test]
+fn p1_a_registration_that_the_relay_does_not_take_keeps_nobody_offline() {
+    let mut rig = Rig::new(config(), known());
+    rig.input(Input::Maintenance(true));
+    let outputs = rig.done(Err(failure(FailureKind::Rejected)));
+    assert_eq!(outputs, [connect(&rig, None)]);
+    assert!(matches!(rig.events.last(), Some(Event::RegistrationRefused { .. })));
+}
+
+#[test]
+fn p1_registering_again_happens_beside_the_session_and_is_tried_again() {
+    let mut rig = Rig::new(config(), known());
+    rig.online(1);
+    assert_eq!(rig.ops(Input::Register), [Op::Register]);
+    // What it is changed once more before the relay answered: that call says the old.
+    let old = rig.attempt;
+    let outputs = rig.input(Input::Register);
+    assert_eq!(outputs, [Output::Abort(old), Output::Run(rig.attempt, Op::Register)]);
+    assert_eq!(rig.done(Err(failure(FailureKind::Passing))), []);
+    assert_eq!(rig.state, SessionState::Online);
+    let outputs = rig.wake();
+    assert_eq!(outputs, [Output::Run(rig.attempt, Op::Register)]);
+    rig.done(Ok(Done::Registered));
+    assert_eq!(rig.events.last(), Some(&Event::Registered));
+}
+
+#[test]
+fn s1_activating_does_not_wait_for_the_back_off() {
+    let mut rig = Rig::new(config(), known());
+    rig.input(Input::Maintenance(true));
+    rig.done(Err(failure(FailureKind::Passing)));
+    assert_eq!(rig.ops(Input::Activate), [Op::Register]);
+    rig.online(1);
+    let outputs = rig.input(Input::Activate);
+    assert_eq!(outputs, [Output::Refresh, Output::Run(rig.attempt, Op::Register)]);
+}
+
+#[test]
+fn k2_shut_down_it_says_goodbye_and_nothing_more() {
+    let mut rig = Rig::new(config(), known());
+    rig.online(1);
+    assert_eq!(rig.input(Input::Shutdown), [Output::CloseSession]);
+    assert_eq!((rig.state, rig.wake), (SessionState::Stopped, None));
+    for input in [Input::Maintenance(true), Input::Activate, Input::Woken, Input::Register, Input::Pin] {
+        assert_eq!(rig.input(input), []);
+    }
+}
+
+/// A plain reader's view of the agent: no phases, no outputs, just what is known to be true.
+#[derive(Debug, Default)]
+struct Model {
+    maintenance: bool,
+    stopped: bool,
+    has_token: bool,
+    has_pin: bool,
+    running: Option<(Attempt, Op)>,
+    session: Option<(Attempt, Instant)>,
+    registered_once: bool,
+}
+
+impl Model {
+    fn see(&mut self, now: Instant, outputs: &[Output], wake: Option<Instant>) {
+        for output in outputs {
+            match output {
+                Output::Run(attempt, op) => {
+                    assert!(self.maintenance && !self.stopped, "{op:?} while off");
+                    assert!(self.running.is_none(), "{op:?} beside {:?}", self.running);
+                    match op {
+                        Op::Enroll => assert!(!self.has_token && self.has_pin && self.session.is_none()),
+                        Op::Register => assert!(self.has_token),
+                        Op::Connect { deadline, .. } => {
+                            assert!(self.has_token && self.session.is_none() && self.registered_once);
+                            assert_eq!(*deadline, now + Duration::from_secs(30));
+                        }
+                        Op::AskAlive { .. } => {
+                            let (_, quiet_since) = self.session.expect("asked for a session that is none");
+                            assert!(now >= quiet_since + Duration::from_secs(60), "asked too early");
+                        }
+                    }
+                    self.running = Some((*attempt, op.clone()));
+                }
+                Output::Abort(attempt) => {
+                    let (running, _) = self.running.take().expect("aborted nothing");
+                    assert_eq!(running, *attempt);
+                }
+                Output::CloseSession => assert!(self.session.take().is_some(), "closed no session"),
+                Output::Refresh => {
+                    let (_, quiet_since) = self.session.as_mut().expect("refreshed no session");
+                    *quiet_since = now;
+                }
+                _ => {}
+            }
+        }
+        let at_rest = !self.maintenance || self.stopped;
+        assert_eq!(at_rest && wake.is_some(), false, "wakes for nothing");
+        if !at_rest && (self.has_token || self.has_pin) {
+            let wake = wake.expect("it would sleep for ever");
+            assert!(wake <= now + Duration::from_secs(3600 + 24), "it would sleep too long");
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Move {
+    Maintenance(bool),
+    Activate,
+    Register,
+    Pin,
+    Succeed(bool),
+    Fail(FailureKind, Option<u64>),
+    Stale,
+    Pushed,
+    Ended(EndReason),
+    Pass(u64),
+    Wake,
+}
+
+fn moves() -> impl Strategy<Value = Move> {
+    let kinds = prop::sample::select(vec![
+        FailureKind::Refused,
+        FailureKind::UnknownDevice,
+        FailureKind::Rejected,
+        FailureKind::Replaced,
+        FailureKind::Passing,
+    ]);
+    let reasons = prop::sample::select(vec![
+        EndReason::Goodbye,
+        EndReason::Lost,
+        EndReason::Expired,
+        EndReason::Replaced,
+        EndReason::Revoked,
+        EndReason::Drain { retry_after: Some(Duration::from_secs(5)) },
+        EndReason::Overloaded { retry_after: None },
+        EndReason::Misbehaved,
+    ]);
+    prop_oneof![
+        1 => any::<bool>().prop_map(Move::Maintenance),
+        1 => Just(Move::Activate),
+        1 => Just(Move::Register),
+        1 => Just(Move::Pin),
+        8 => any::<bool>().prop_map(Move::Succeed),
+        2 => (kinds, proptest::option::of(any::<u64>())).prop_map(|(kind, after)| Move::Fail(kind, after)),
+        1 => Just(Move::Stale),
+        2 => Just(Move::Pushed),
+        2 => reasons.prop_map(Move::Ended),
+        2 => (0..200u64).prop_map(Move::Pass),
+        4 => Just(Move::Wake),
+    ]
+}
+
+proptest! {
+    /// Whatever happens in whatever order: one thing at a time, in the start-up order, nothing while off, never asleep
+    /// for good, never a question before its time; and once the faults stop, online.
+    #[test]
+    fn s1_s2_s3_s10_any_history_keeps_the_order_and_comes_back_online(
+        moves in proptest::collection::vec(moves(), 1..150),
+        has_token in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let mut rig = Rig::new(config(), Known { has_token, has_pin: !has_token, resume: None, seed });
+        let mut model = Model { has_token, has_pin: !has_token, ..Model::default() };
+        let mut sessions = 0;
+        // Once at rest, the last word is "on" and "here is a PIN".
+        let ending = [Move::Maintenance(true), Move::Pin].into_iter().chain(std::iter::repeat_n(Move::Succeed(true), 60));
+        let (faulty, mut last) = (moves.len(), SessionState::Off);
+        for (n, next) in moves.into_iter().chain(ending).enumerate() {
+            let outputs = match next {
+                Move::Maintenance(on) => {
+                    model.maintenance = on;
+                    rig.input(Input::Maintenance(on))
+                }
+                Move::Activate => rig.input(Input::Activate),
+                Move::Register => rig.input(Input::Register),
+                Move::Pin => {
+                    model.has_pin = true;
+                    // Told to try a new PIN after a refusal, the agent gives its token up.
+                    if matches!(rig.state, SessionState::Refused) {
+                        model.has_token = false;
+                    }
+                    rig.input(Input::Pin)
+                }
+                Move::Succeed(flag) => match model.running.take() {
+                    None => match rig.wake {
+                        Some(at) if n >= faulty && rig.state != SessionState::Online => {
+                            rig.now = rig.now.max(at);
+                            rig.input(Input::Woken)
+                        }
+                        _ => continue,
+                    },
+                    Some((attempt, op)) => {
+                        let done = match op {
+                            Op::Enroll => {
+                                (model.has_token, model.has_pin) = (true, false);
+                                Done::Enrolled
+                            }
+                            Op::Register => {
+                                model.registered_once = true;
+                                Done::Registered
+                            }
+                            Op::Connect { .. } => {
+                                sessions += 1;
+                                model.session = Some((attempt, rig.now));
+                                Done::Connected { session: session(sessions), resumed: flag }
+                            }
+                            Op::AskAlive { .. } => Done::Alive { known: flag },
+                        };
+                        rig.input(Input::Done(attempt, Ok(done)))
+                    }
+                },
+                Move::Fail(kind, retry_after) => {
+                    let Some((attempt, op)) = model.running.take() else { continue };
+                    let refused = matches!(kind, FailureKind::Refused | FailureKind::UnknownDevice);
+                    match op {
+                        Op::Enroll if refused => model.has_pin = false,
+                        Op::Register if kind == FailureKind::Rejected => model.registered_once = true,
+                        _ => {}
+                    }
+                    let gives_up = refused && model.session.is_none() && model.has_pin && !matches!(op, Op::Enroll);
+                    if gives_up {
+                        model.has_token = false;
+                    }
+                    let retry_after = retry_after.map(Duration::from_secs);
+                    rig.input(Input::Done(attempt, Err(Failure { retry_after, ..failure(kind) })))
+                }
+                Move::Stale => rig.input(Input::Done(0, Ok(Done::Registered))),
+                Move::Pushed => {
+                    let Some((attempt, quiet_since)) = &mut model.session else { continue };
+                    *quiet_since = rig.now;
+                    let attempt = *attempt;
+                    rig.input(Input::Pushed(attempt))
+                }
+                Move::Ended(reason) => {
+                    let Some((attempt, _)) = model.session.take() else { continue };
+                    if reason == EndReason::Revoked && model.has_pin {
+                        model.has_token = false;
+                    }
+                    rig.input(Input::Ended(attempt, reason))
+                }
+                Move::Pass(seconds) => {
+                    rig.pass(seconds);
+                    rig.input(Input::Woken)
+                }
+                Move::Wake => match rig.wake {
+                    Some(at) => {
+                        rig.now = rig.now.max(at);
+                        rig.input(Input::Woken)
+                    }
+                    None => continue,
+                },
+            };
+            model.see(rig.now, &outputs, rig.wake);
+            last = rig.state;
+        }
+        prop_assert_eq!(last, SessionState::Online);
+        prop_assert!(model.session.is_some());
+    }
+}
