@@ -29,7 +29,8 @@ impl Host {
         config.http.enrolments_per_minute = 10_000;
         let server = Server::bind(config).await.unwrap();
         let address = server.addresses()[0];
-        let administrator = server.administrator_key().unwrap().expose().to_owned();
+        let administrator = std::fs::read_to_string(server.administrator_key_file().unwrap()).unwrap();
+        let administrator = administrator.trim().to_owned();
         let (stop, stopped) = oneshot::channel::<()>();
         let running = tokio::spawn(server.run(async {
             // Dropped is as good as sent.

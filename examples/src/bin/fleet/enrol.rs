@@ -25,7 +25,7 @@ pub(crate) fn administrator(data: &Path) -> Result<String, String> {
 pub(crate) async fn enrol(to: SocketAddr, key: &str, count: usize) -> Result<Vec<wire::Device>, String> {
     let ids: Vec<String> = (0..count).map(|n| format!("device-{n}")).collect();
     for ids in ids.chunks(500) {
-        let lines: String = ids.iter().map(|id| format!("{}\n", json!({"id": id}))).collect();
+        let lines: String = ids.iter().map(|id| format!("{}\n", json!({"device_id": id}))).collect();
         let mut administrator = open(to, [127, 0, 0, 1].into()).await?;
         let head = format!(
             "POST /v1/devices/import HTTP/1.1\r\nAuthorization: Bearer {key}\r\nContent-Type: application/x-ndjson"
