@@ -17,6 +17,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 pub mod auth;
+mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod engine;
@@ -25,6 +26,7 @@ pub mod error;
 pub mod ids;
 pub mod memory;
 pub mod outcome;
+mod presence;
 pub mod random;
 pub mod relay;
 pub mod request;

@@ -1,21 +1,26 @@
 //! The relay: the engine's machines in a thin tokio shell.
 
+mod clock;
 mod handle;
 
 use std::{
     fmt,
     hash::{BuildHasher, RandomState},
     sync::{
-        Arc, Mutex, MutexGuard, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
-use tokio::sync::{Notify, Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
-use self::handle::Handle;
+use self::{clock::Clock, handle::Handle};
+pub use crate::{
+    config::RelayConfig,
+    presence::{Presence, State},
+};
 use crate::{
     engine::{Effect, Shard},
     ids::{DeviceId, RequestId, SessionId},
@@ -24,45 +29,6 @@ use crate::{
     request_ids::{MacRequestIds, Place, RequestIds},
     transport::{CloseReason, Incoming, Listener},
 };
-
-/// Whether a device can be reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum State {
-    /// A push can go to it.
-    Online,
-    /// It cannot be reached.
-    Offline,
-    /// It sleeps and can be woken.
-    Asleep,
-}
-
-impl State {
-    /// The word in inquiries and events.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Online => "online",
-            Self::Offline => "offline",
-            Self::Asleep => "asleep",
-        }
-    }
-}
-
-/// What is known of a device's being reachable, with its evidence.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Presence {
-    /// Whether it can be reached.
-    pub state: State,
-    /// Grows with each new session of the device; 0 if it never had one.
-    pub epoch: u64,
-    /// How long ago it was last heard; `None` if never since the relay started.
-    pub last_heard: Option<Duration>,
-    /// Within how long its loss would be noticed.
-    pub detects_loss_within: Duration,
-    /// Which transport carries its session.
-    pub transport: Option<&'static str>,
-}
 
 /// The device's answer, and the ID under which the call ran.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,52 +50,6 @@ pub trait Translate: fmt::Debug + Send + Sync + 'static {
 
     /// The response as the service is to get it; `request` is what the service asked.
     async fn response(&self, request: &Request, response: Response) -> Response;
-}
-
-/// The relay's bounds and times.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct RelayConfig {
-    /// Requests in flight to one device (64).
-    pub device_in_flight: usize,
-    /// Requests in flight in all (50,000).
-    pub relay_in_flight: usize,
-    /// Envelopes in one session's outbox (64).
-    pub outbox_envelopes: usize,
-    /// Bytes in one session's outbox (1 MiB).
-    pub outbox_bytes: usize,
-    /// How long a broken connection leaves a device online (10 s).
-    pub resume_window: Duration,
-    /// How long a silent device stays online, unless it registered otherwise (120 s).
-    pub presence_timer: Duration,
-    /// How long a finished request is remembered (10 min).
-    pub finished_for: Duration,
-    /// How many finished requests are remembered (100,000).
-    pub finished_max: usize,
-    /// Sessions that one device may open in a minute (6).
-    pub sessions_per_minute: u32,
-    /// Sessions that one device may open at once, before that rate counts (10).
-    pub session_burst: u32,
-    /// Sessions in all (100,000).
-    pub sessions: usize,
-}
-
-impl Default for RelayConfig {
-    fn default() -> Self {
-        Self {
-            device_in_flight: 64,
-            relay_in_flight: 50_000,
-            outbox_envelopes: 64,
-            outbox_bytes: 1024 * 1024,
-            resume_window: Duration::from_secs(10),
-            presence_timer: Duration::from_secs(120),
-            finished_for: Duration::from_secs(600),
-            finished_max: 100_000,
-            sessions_per_minute: 6,
-            session_burst: 10,
-            sessions: 100_000,
-        }
-    }
 }
 
 type Waiter = oneshot::Sender<Result<Response, RequestError>>;
@@ -165,15 +85,6 @@ struct Inner {
     stopping: watch::Sender<bool>,
     farewells: AtomicUsize,
     clock: Clock,
-}
-
-/// Wakes the shards when something is due. One task for the whole relay.
-struct Clock {
-    origin: Instant,
-    /// When that task will look again, in milliseconds since `origin`.
-    next: AtomicU64,
-    sooner: Arc<Notify>,
-    running: AtomicBool,
 }
 
 /// What a [`Relay`] is made of. All parts have defaults.
@@ -224,12 +135,7 @@ impl RelayBuilder {
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
             stopping: watch::Sender::new(false),
             farewells: AtomicUsize::new(0),
-            clock: Clock {
-                origin: now(),
-                next: AtomicU64::new(u64::MAX),
-                sooner: Arc::new(Notify::new()),
-                running: AtomicBool::new(false),
-            },
+            clock: Clock::new(),
             config,
         };
         Relay { inner: Arc::new(inner) }
@@ -355,7 +261,7 @@ impl Relay {
     /// # Cancel safety
     /// Dropped, nobody new is taken in; sessions that are there stay.
     pub async fn serve(&self, mut listener: Box<dyn Listener>) {
-        self.inner.run_clock();
+        self.inner.clock.run(Arc::downgrade(&self.inner));
         let mut stopping = self.inner.stopping.subscribe();
         let transport = listener.info().name;
         loop {
@@ -506,47 +412,6 @@ impl Inner {
             Effect::Presence { device, state, epoch } => {
                 tracing::info!(%device, state = state.as_str(), epoch, "presence");
             }
-        }
-    }
-
-    fn run_clock(self: &Arc<Self>) {
-        if !self.clock.running.swap(true, Ordering::AcqRel) {
-            tokio::spawn(tick(Arc::downgrade(self), Arc::clone(&self.clock.sooner), self.clock.origin));
-        }
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.clock.sooner.notify_one();
-    }
-}
-
-impl Clock {
-    fn wake_by(&self, at: Instant) {
-        let at = at.saturating_duration_since(self.origin).as_millis() as u64;
-        if at < self.next.fetch_min(at, Ordering::AcqRel) {
-            self.sooner.notify_one();
-        }
-    }
-}
-
-async fn tick(relay: Weak<Inner>, sooner: Arc<Notify>, origin: Instant) {
-    loop {
-        let next = {
-            let Some(inner) = relay.upgrade() else { return };
-            // Whoever arms a timer from here on notifies, so that none slips in behind the scan.
-            inner.clock.next.store(u64::MAX, Ordering::Release);
-            let wake = |slot| inner.on_shard(slot as u32, |shard, now| shard.wake(now)).1;
-            let earliest = (0..inner.shards.len()).filter_map(wake).min();
-            let at = earliest.map_or(u64::MAX, |at| at.saturating_duration_since(origin).as_millis() as u64);
-            at.min(inner.clock.next.fetch_min(at, Ordering::AcqRel))
-        };
-        // Rounded up by a millisecond, so that what is due has come when the clock looks.
-        let until = origin + Duration::from_millis(next.min(u64::from(u32::MAX)) + 1);
-        tokio::select! {
-            () = tokio::time::sleep_until(until.into()) => {}
-            () = sooner.notified() => {}
         }
     }
 }

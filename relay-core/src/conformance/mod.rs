@@ -15,7 +15,10 @@
 //!
 //! Not API-stable: a new version may ask more.
 
-#![expect(clippy::future_not_send, reason = "cases run on one thread; a push half is Send, and need not be Sync")]
+#![expect(
+    clippy::future_not_send,
+    reason = "cases run on one thread; a push half is Send, and need not be Sync"
+)]
 
 pub mod cases;
 mod harness;

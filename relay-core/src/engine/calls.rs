@@ -7,7 +7,7 @@ use crate::{
     envelope::Envelope,
     ids::{DeviceId, RequestId},
     outcome::{Disposition, RequestError},
-    relay::State,
+    presence::State,
     request::{Request, Response},
 };
 

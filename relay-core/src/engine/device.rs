@@ -8,7 +8,7 @@ use std::{
 use super::{outbox::Outbox, timers::TimerKey};
 use crate::{
     ids::{RequestId, SessionId},
-    relay::State,
+    presence::State,
 };
 
 /// Distinguishes the sessions of one relay's life; a word from an older one changes nothing.

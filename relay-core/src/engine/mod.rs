@@ -28,9 +28,10 @@ use std::{
 use self::{device::Device, finished::Finished, outbox::Room, timers::TimerKey, timers::Timers};
 pub(crate) use self::{device::SessionKey, sessions::Opening};
 use crate::{
+    config::RelayConfig,
     ids::{DeviceId, RequestId, SessionId},
     outcome::RequestError,
-    relay::{Presence, RelayConfig, State},
+    presence::{Presence, State},
     request::{Request, Response},
     transport::CloseReason,
 };

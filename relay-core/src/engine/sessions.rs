@@ -12,7 +12,7 @@ use crate::{
     envelope::Envelope,
     ids::{DeviceId, RequestId, SessionId},
     outcome::RequestError,
-    relay::State,
+    presence::State,
     transport::{CloseReason, EndReason, TransportInfo},
 };
 

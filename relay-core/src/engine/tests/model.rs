@@ -12,10 +12,11 @@ use proptest::prelude::*;
 
 use super::super::{Effect, Opening, SessionKey, Shard};
 use crate::{
+    config::RelayConfig,
     envelope::Envelope,
     ids::{DeviceId, Method, RequestId, SessionId},
     outcome::{Disposition, RequestError},
-    relay::{RelayConfig, State},
+    presence::State,
     request::{Request, Response},
     transport::{EndReason, TransportInfo},
 };

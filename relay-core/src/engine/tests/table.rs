@@ -7,10 +7,11 @@ use std::{
 
 use super::super::{Effect, Opening, SessionKey, Shard};
 use crate::{
+    config::RelayConfig,
     envelope::Envelope,
     ids::{DeviceId, Method, ObjectId, RequestId, SessionId},
     outcome::{Disposition, RequestError},
-    relay::{RelayConfig, State},
+    presence::State,
     request::{Body, Request, Response},
     transport::{CloseReason, EndReason, TransportInfo},
 };
