@@ -167,9 +167,9 @@ mod tests {
             asked[1].got = got;
         });
         assert_eq!(crossed.matches("another answer").count(), 2, "{crossed}");
-        assert!(found(|_, handled| drop(handled.pop())).contains("answered by nobody"));
+        assert!(found(|_, handled| handled.truncate(5)).contains("answered by nobody"));
         assert!(found(|_, handled| handled.push(handled[0])).contains("handled 2 times"));
-        assert!(found(|asked, _| drop(asked.pop())).contains("nobody asked"));
+        assert!(found(|asked, _| asked.truncate(5)).contains("nobody asked"));
         assert!(found(|_, handled| handled[0].device = 1).contains("handled by device 1"));
         assert!(found(|_, handled| handled[0].got = Seen::of(b"")).contains("changed"));
         assert!(found(|asked, _| asked[0].status = 504).contains("ended in 504"));
