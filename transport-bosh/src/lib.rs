@@ -5,6 +5,8 @@ pub mod client;
 pub mod config;
 pub mod error;
 pub mod exchange;
+#[cfg(feature = "reqwest")]
+pub mod http;
 pub mod proto;
 pub mod server;
 pub mod wire;

@@ -207,7 +207,7 @@ impl Element {
 
     /// Removes the attribute `name` in no namespace, and returns its value.
     pub fn remove_attr(&mut self, name: &str) -> Option<String> {
-        let at = self.attributes.iter().position(|a| a.name == name && a.namespace == "")?;
+        let at = self.attributes.iter().position(|a| a.name == name && a.namespace.is_empty())?;
         Some(self.attributes.remove(at).value)
     }
 

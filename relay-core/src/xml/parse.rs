@@ -200,7 +200,7 @@ impl<'i> Parser<'_, 'i> {
             "xmlns" => false,
             _ => {
                 chars::is_local_name(prefix)
-                    && namespace != ""
+                    && !namespace.is_empty()
                     && namespace != ns::XML
                     && namespace != "http://www.w3.org/2000/xmlns/"
             }
@@ -366,7 +366,7 @@ fn attribute_value(raw: &str) -> Result<String, XmlRule> {
             return Err(XmlRule::Attribute);
         } else {
             value.push(' ');
-            rest = rest.strip_prefix("\r\n").unwrap_or(&rest[1..]);
+            rest = rest.strip_prefix("\r\n").unwrap_or_else(|| &rest[1..]);
         }
     }
     value.push_str(rest);

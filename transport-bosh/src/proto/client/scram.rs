@@ -82,22 +82,12 @@ impl Scram {
             ScramHash::Sha1 => {
                 let mut salted = [0; 20];
                 pbkdf2::pbkdf2_hmac::<Sha1>(password, &salt, iterations, &mut salted);
-                prove(
-                    |key, text| hmac::<Hmac<Sha1>>(key, text),
-                    |key| Sha1::digest(key).to_vec(),
-                    &salted,
-                    &auth_message,
-                )
+                prove(hmac::<Hmac<Sha1>>, |key| Sha1::digest(key).to_vec(), &salted, &auth_message)
             }
             ScramHash::Sha256 => {
                 let mut salted = [0; 32];
                 pbkdf2::pbkdf2_hmac::<Sha256>(password, &salt, iterations, &mut salted);
-                prove(
-                    |key, text| hmac::<Hmac<Sha256>>(key, text),
-                    |key| Sha256::digest(key).to_vec(),
-                    &salted,
-                    &auth_message,
-                )
+                prove(hmac::<Hmac<Sha256>>, |key| Sha256::digest(key).to_vec(), &salted, &auth_message)
             }
             _ => return Err(ScramError::Extension),
         };
