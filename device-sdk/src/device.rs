@@ -112,6 +112,9 @@ impl Device {
     /// Dropped half-way, it may be stored and come into force only at the next start.
     pub async fn set_maintenance(&self, on: bool) -> Result<(), ControlError> {
         let _turn = self.0.switching.lock().await;
+        if self.0.commands.is_closed() {
+            return Err(ControlError::Stopped);
+        }
         self.0.state.store(move |stored| stored.maintenance = Some(on)).await?;
         self.send(Command::Maintenance(on)).await
     }

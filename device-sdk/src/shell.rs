@@ -164,6 +164,7 @@ impl Shell {
             let happened = self.next(wake).await;
             self.take_in(happened);
         }
+        self.commands.close();
         for cancel in self.cancels.values() {
             cancel.cancel();
         }
@@ -171,6 +172,7 @@ impl Shell {
             while self.goodbyes.join_next().await.is_some() {}
         })
         .await;
+        self.state.release();
         self.session_state.send_replace(SessionState::Stopped);
         let _ = self.events.send(Event::Stopped);
     }

@@ -157,6 +157,11 @@ impl State {
         })
     }
 
+    /// Lets go of the folder: another device may have it. What is stored from now on is in memory.
+    pub(crate) fn release(&self) {
+        self.lock().folder = None;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
