@@ -8,6 +8,7 @@ use http::{HeaderValue, header};
 use super::{
     Call, access,
     body::{Reply, ReplyBody},
+    metrics::Gauges,
     problem::{Code, Problem},
 };
 
@@ -36,6 +37,12 @@ pub(super) async fn metrics(call: Call) -> Result<Reply, Problem> {
     access::service(&call)?;
     let app = &call.app;
     let (connections, strangers) = app.door.counts();
-    let text_form = app.metrics.text(connections, strangers, !app.stopping.load(Relaxed));
-    Ok(text(text_form, "text/plain; version=0.0.4; charset=utf-8"))
+    let now = Gauges {
+        connections,
+        strangers,
+        sessions: app.relay.sessions(),
+        in_flight: app.relay.in_flight(),
+        ready: !app.stopping.load(Relaxed),
+    };
+    Ok(text(app.metrics.text(&now), "text/plain; version=0.0.4; charset=utf-8"))
 }

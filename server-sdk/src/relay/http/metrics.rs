@@ -76,13 +76,18 @@ impl Metrics {
         }
     }
 
-    /// All of it as text, with the connections there are.
-    pub(super) fn text(&self, connections: usize, strangers: usize, ready: bool) -> String {
+    /// All of it as text, with what there is now.
+    pub(super) fn text(&self, now: &Gauges) -> String {
         let mut text = Text(String::with_capacity(4096));
-        text.head("http_connections", "gauge", "TCP connections now.");
-        text.line("http_connections", "", connections as u64);
-        text.head("http_connections_unauthenticated", "gauge", "Those on which no credential was shown yet.");
-        text.line("http_connections_unauthenticated", "", strangers as u64);
+        text.gauge("http_connections", "TCP connections now.", now.connections);
+        text.gauge(
+            "http_connections_unauthenticated",
+            "Those on which no credential was shown yet.",
+            now.strangers,
+        );
+        text.gauge("relay_sessions", "Sessions of devices now.", now.sessions);
+        text.gauge("relay_requests_in_flight", "Requests that wait for their answer now.", now.in_flight);
+        text.gauge("relay_ready", "1 while the relay takes new work.", usize::from(now.ready));
         text.counter("http_connections_accepted_total", "TCP connections taken in.", &self.accepted);
         text.counter(
             "http_connections_refused_total",
@@ -118,10 +123,18 @@ impl Metrics {
         let seconds = self.duration_sum_us.load(Relaxed) as f64 / 1e6;
         let _ = writeln!(text.0, "relay_request_duration_seconds_sum {seconds}");
         text.line("relay_request_duration_seconds_count", "", sum);
-        text.head("relay_ready", "gauge", "1 while the relay takes new work.");
-        text.line("relay_ready", "", u64::from(ready));
         text.0
     }
+}
+
+/// What there is now.
+#[derive(Debug, Default)]
+pub(super) struct Gauges {
+    pub(super) connections: usize,
+    pub(super) strangers: usize,
+    pub(super) sessions: usize,
+    pub(super) in_flight: usize,
+    pub(super) ready: bool,
 }
 
 struct Text(String);
@@ -133,6 +146,11 @@ impl Text {
 
     fn line(&mut self, name: &str, labels: &str, value: u64) {
         let _ = writeln!(self.0, "{name}{labels} {value}");
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: usize) {
+        self.head(name, "gauge", help);
+        self.line(name, "", value as u64);
     }
 
     fn counter(&mut self, name: &str, help: &str, counter: &AtomicU64) {
@@ -151,7 +169,7 @@ mod tests {
         for ms in [1, 5, 6, 40_000] {
             metrics.call(Outcome::Answered, Duration::from_millis(ms));
         }
-        let text = metrics.text(1, 0, true);
+        let text = metrics.text(&Gauges::default());
         for line in [
             "relay_request_duration_seconds_bucket{le=\"0.005\"} 2",
             "relay_request_duration_seconds_bucket{le=\"0.01\"} 3",
