@@ -193,12 +193,17 @@ impl Builder {
             return Err(StartError::NoCredential);
         }
 
-        let client = client::client(&url)?;
         let connector = match self.connector {
             Some(connector) => connector,
+            #[cfg(feature = "bosh")]
+            None => bosh(&url, self.allow_plaintext, self.domain)?,
+            #[cfg(not(feature = "bosh"))]
             None => return Err(StartError::NoConnector),
         };
-        let http = self.relay_http.unwrap_or_else(|| Arc::new(HttpRelay::new(client, url)));
+        let http = match self.relay_http {
+            Some(http) => http,
+            None => Arc::new(HttpRelay::new(client::client(&url)?, url)),
+        };
 
         let keepalive = (self.on_quiet != OnQuiet::Off).then_some(self.keepalive);
         let agent = Agent::new(
@@ -272,6 +277,16 @@ impl Builder {
         }
         Ok(())
     }
+}
+
+/// XMPP over BOSH, beside the relay's API.
+#[cfg(feature = "bosh")]
+fn bosh(url: &RelayUrl, allow_plaintext: bool, domain: String) -> Result<Arc<dyn Connector>, StartError> {
+    let mut settings = transport_bosh::http::HttpSettings::new(url.join("http-bind"));
+    settings.allow_plaintext = allow_plaintext;
+    let connector = transport_bosh::client::BoshConnector::with_http(settings)
+        .map_err(|error| StartError::Tls(error.into()))?;
+    Ok(Arc::new(connector.with_domain(domain)))
 }
 
 async fn open_state(
