@@ -130,7 +130,7 @@ fn b13_memory_is_bounded_by_number_time_and_bytes() {
     let mut config = LedgerConfig::new(RespondBy::Http);
     (config.remembered, config.remembered_bytes) = (3, 10);
     let mut rig = Rig::with(config);
-    let mut answer = |rig: &mut Rig, n: usize| {
+    let answer = |rig: &mut Rig, n: usize| {
         rig.request(n);
         rig.finished(n, text("1234567"));
         rig.delivered(n, Ok(Verdict::Accepted));

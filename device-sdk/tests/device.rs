@@ -208,7 +208,7 @@ fn toner() -> Router {
     Router::new().get("toner", || async { Ok(83) })
 }
 
-async fn until(events: &mut Events, wanted: impl Fn(&Event) -> bool) -> Event {
+async fn until(events: &mut Events, wanted: impl Fn(&Event) -> bool + Send) -> Event {
     tokio::time::timeout(Duration::from_secs(7200), async {
         loop {
             let event = events.next().await.expect("the device is there");

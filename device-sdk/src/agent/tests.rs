@@ -453,7 +453,7 @@ impl Model {
             }
         }
         let at_rest = !self.maintenance || self.stopped;
-        assert_eq!(at_rest && wake.is_some(), false, "wakes for nothing");
+        assert!(!at_rest || wake.is_none(), "wakes for nothing");
         if !at_rest && (self.has_token || self.has_pin) {
             let wake = wake.expect("it would sleep for ever");
             assert!(wake <= now + Duration::from_secs(3600 + 24), "it would sleep too long");
