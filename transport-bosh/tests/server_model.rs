@@ -106,6 +106,8 @@ struct Model {
     paused: Option<(u64, u64)>,
     silent_since: u64,
     farewell: Option<String>,
+    /// The last RID that gets it.
+    farewell_up_to: u64,
 }
 
 impl Model {
@@ -121,6 +123,7 @@ impl Model {
             paused: None,
             silent_since: 0,
             farewell: None,
+            farewell_up_to: u64::MAX,
         }
     }
 
@@ -135,6 +138,8 @@ impl Model {
     fn post(&mut self, rid: u64, request: Waiting) -> Vec<Effect> {
         let exchange = request.exchange.unwrap();
         if let Some(farewell) = &self.farewell {
+            let unknown = terminate("item-not-found");
+            let farewell = if rid <= self.farewell_up_to { farewell } else { &unknown };
             return vec![Effect::Answer { exchange, body: farewell.clone() }];
         }
         let mut effects = Vec::new();
@@ -203,6 +208,7 @@ impl Model {
                 kind = "";
             }
             self.farewell = Some(body(" type='terminate'", ""));
+            self.farewell_up_to = self.last;
             effects.push(Effect::Ended("goodbye"));
             return effects;
         }

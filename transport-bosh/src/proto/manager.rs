@@ -70,6 +70,8 @@ struct Early<P> {
 struct Farewell {
     status: u16,
     body: Bytes,
+    /// The last RID that gets it; later ones never belonged to the session.
+    up_to: Rid,
 }
 
 /// The machine.
@@ -104,6 +106,7 @@ pub struct Manager<P> {
     /// Since when no live request is there.
     idle_since: Option<Instant>,
     attached: bool,
+    backpressure: bool,
     outputs: VecDeque<Output<P>>,
     farewell: Option<Farewell>,
 }
@@ -148,6 +151,7 @@ impl<P> Manager<P> {
             barren: false,
             idle_since: None,
             attached: false,
+            backpressure: false,
             outputs: VecDeque::new(),
             farewell: None,
             terms,
@@ -183,10 +187,8 @@ impl<P> Manager<P> {
 
     /// A request of the client.
     pub fn request(&mut self, request: Request<P>, exchange: ExchangeId, now: Instant) {
-        if let Some(farewell) = &self.farewell {
-            let Farewell { status, body } = farewell.clone();
-            self.outputs.push_back(Output::Respond { exchange, status, body });
-            return;
+        if self.is_over() {
+            return self.say_farewell(request.rid, exchange);
         }
         if self.repeated(request.rid, exchange, now) {
             return;
@@ -273,9 +275,7 @@ impl<P> Manager<P> {
             );
         }
         if self.idle_deadline().is_some_and(|deadline| now >= deadline) {
-            self.farewell =
-                Some(Farewell { status: 200, body: body::terminate(TerminalCondition::ItemNotFound) });
-            return self.forget(End::Silent);
+            return self.expire();
         }
         self.release_expired(now);
         self.tell(now);
@@ -299,15 +299,24 @@ impl<P> Manager<P> {
         }
     }
 
-    /// The client broke a rule outside the order of its requests, in `exchange`.
-    pub fn misbehaved(&mut self, condition: TerminalCondition, exchange: ExchangeId) {
-        match &self.farewell {
-            Some(farewell) => {
-                let Farewell { status, body } = farewell.clone();
-                self.outputs.push_back(Output::Respond { exchange, status, body });
-            }
-            None => self.fail(condition, Some(exchange)),
+    /// The client broke a rule outside the order of its requests, in `exchange` with request `rid`.
+    pub fn misbehaved(&mut self, condition: TerminalCondition, rid: Rid, exchange: ExchangeId) {
+        if self.is_over() {
+            self.say_farewell(rid, exchange);
+        } else {
+            self.fail(condition, Some(exchange));
         }
+    }
+
+    /// While it is set, no request is released to make room for a newer one, so that a client that is faster than the
+    /// owner fills its window and waits.
+    pub const fn set_backpressure(&mut self, on: bool) {
+        self.backpressure = on;
+    }
+
+    /// Whether a live request is held.
+    pub const fn is_attached(&self) -> bool {
+        self.attached
     }
 
     /// The next thing to do; `None` once all is done.
@@ -403,7 +412,7 @@ impl<P> Manager<P> {
             return false;
         }
         self.confirm_window(&request);
-        self.confirm_ack(request.ack, now);
+        self.confirm_ack(&request, others, now);
         self.paused = None;
         self.pausing = request.pause.map(|pause| (request.rid, pause)).or(self.pausing);
         self.terminating |= request.terminate;
@@ -425,8 +434,18 @@ impl<P> Manager<P> {
         self.confirm(request.rid.minus(outstanding));
     }
 
-    fn confirm_ack(&mut self, ack: Option<u64>, now: Instant) {
-        let Some(ack) = ack.filter(|_| self.terms.acks).and_then(Rid::new) else { return };
+    fn confirm_ack(&mut self, request: &Request<P>, others: bool, now: Instant) {
+        if !self.terms.acks {
+            return;
+        }
+        let Some(ack) = request.ack else {
+            // XEP-0124 §9.2: a client that waits for no answer says nothing. The answers are kept all the same.
+            if !others {
+                self.confirm(request.rid.minus(1));
+            }
+            return;
+        };
+        let Some(ack) = Rid::new(ack) else { return };
         // One that was not answered yet proves nothing.
         let oldest_open = self.held.front().map_or(self.last, |held| held.rid);
         if ack >= oldest_open {

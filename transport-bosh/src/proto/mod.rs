@@ -4,3 +4,4 @@ pub mod client;
 mod keys;
 pub mod manager;
 pub mod rid;
+pub mod stream;

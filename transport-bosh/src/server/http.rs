@@ -43,7 +43,6 @@ pub struct Reply {
 }
 
 impl Reply {
-    #[expect(dead_code, reason = "being laid")]
     pub(crate) const fn new(status: u16, body: Bytes) -> Self {
         Self { status, content_type: Cow::Borrowed(TEXT_XML), body, retry_after: None, close: false }
     }
@@ -59,7 +58,6 @@ impl Reply {
     }
 
     /// Refused for now; come back after `seconds`.
-    #[expect(dead_code, reason = "being laid")]
     pub(crate) const fn later(status: u16, words: &'static str, seconds: u32) -> Self {
         let mut reply = Self::text(status, words);
         reply.retry_after = Some(seconds);
@@ -67,7 +65,6 @@ impl Reply {
     }
 
     /// Refused, and the connection closed.
-    #[expect(dead_code, reason = "being laid")]
     pub(crate) const fn closing(status: u16, words: &'static str) -> Self {
         let mut reply = Self::text(status, words);
         reply.close = true;

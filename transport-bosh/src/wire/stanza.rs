@@ -1,1 +1,165 @@
-//! Stanzas.
+//! Stanzas (RFC 6120 §8): how envelopes travel in them, and what else a device and the relay say to each other.
+
+use std::time::Instant;
+
+use relay_core::{
+    envelope::Envelope,
+    ids::{DeviceId, RequestId},
+    request::{Body, Response, Status},
+    xml::{Element, ns, vocabulary},
+};
+
+use super::body::Piece;
+
+/// Who is who on one session.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses<'a> {
+    /// The relay's domain.
+    pub domain: &'a str,
+    /// The device's full JID.
+    pub jid: &'a str,
+}
+
+impl Addresses<'_> {
+    fn stanza(&self, name: &'static str, id: Option<&str>, kind: Option<&'static str>) -> Element {
+        let mut stanza = Element::new(ns::CLIENT, name);
+        if let Some(id) = id {
+            stanza.set_attr("id", id);
+        }
+        if let Some(kind) = kind {
+            stanza.set_attr("type", kind);
+        }
+        stanza.with_attr("from", self.domain).with_attr("to", self.jid)
+    }
+
+    /// `envelope` as a stanza to the device.
+    ///
+    /// # Errors
+    /// As [`vocabulary::encode`].
+    pub fn envelope(
+        &self,
+        envelope: &Envelope,
+        device: &DeviceId,
+        now: Instant,
+    ) -> Result<Piece, vocabulary::VocabularyError> {
+        let payload = vocabulary::encode(envelope, device, now)?;
+        let stanza = match envelope {
+            Envelope::Request { id, request, .. } => {
+                let kind = if request.method.is_get() { "get" } else { "set" };
+                self.stanza("iq", Some(id.as_str()), Some(kind))
+            }
+            _ => self.stanza("message", None, None),
+        };
+        Ok(Piece::new(stanza.with_child(payload).to_document()))
+    }
+
+    /// The empty result of the iq `id`.
+    pub(crate) fn result(&self, id: Option<&str>) -> Piece {
+        Piece::new(self.stanza("iq", id, Some("result")).to_document())
+    }
+
+    /// An XEP-0199 ping.
+    pub(crate) fn ping(&self, id: &str) -> Piece {
+        let ping = Element::new(ns::PING, "ping");
+        Piece::new(self.stanza("iq", Some(id), Some("get")).with_child(ping).to_document())
+    }
+
+    /// The error that answers a stanza `name` with `id`.
+    pub(crate) fn error(&self, name: &'static str, id: Option<&str>, error: StanzaError) -> Piece {
+        let stanza = self.stanza(name, id, Some("error")).with_child(error.to_element());
+        Piece::new(stanza.to_document())
+    }
+}
+
+/// A stanza error that the relay answers with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StanzaError {
+    BadRequest,
+    ItemNotFound,
+    NotAllowed,
+    ResourceConstraint,
+    ServiceUnavailable,
+}
+
+impl StanzaError {
+    pub(crate) fn to_element(self) -> Element {
+        let (kind, condition) = match self {
+            Self::BadRequest => ("modify", "bad-request"),
+            Self::ItemNotFound => ("cancel", "item-not-found"),
+            Self::NotAllowed => ("cancel", "not-allowed"),
+            Self::ResourceConstraint => ("wait", "resource-constraint"),
+            Self::ServiceUnavailable => ("cancel", "service-unavailable"),
+        };
+        let condition = Element::new(ns::STANZAS, condition);
+        Element::new(ns::CLIENT, "error").with_attr("type", kind).with_child(condition)
+    }
+}
+
+/// Reads an iq of type `result` or `error` as the answer to the request whose ID it bears; `None` if it is none that
+/// could be one.
+pub(crate) fn answer(iq: &Element, device: &DeviceId, now: Instant) -> Option<Envelope> {
+    let id = RequestId::new(iq.attr("id")?).ok()?;
+    if iq.attr("type") == Some("error") {
+        return Some(Envelope::Response { id, response: failure(iq), acknowledge: false });
+    }
+    let Some(payload) = iq.children().next() else {
+        return Some(Envelope::Response { id, response: Response::ok(), acknowledge: false });
+    };
+    if !payload.is(ns::RELAY, "response") {
+        let body = Body::new("application/xml", payload.to_document().into_bytes());
+        return Some(Envelope::Response { id, response: Response::with_body(body), acknowledge: false });
+    }
+    let decoded = match payload.attr("id") {
+        Some(_) => vocabulary::decode(payload, device, now),
+        None => vocabulary::decode(&payload.clone().with_attr("id", id.as_str()), device, now),
+    };
+    match decoded {
+        // A response that names another request than the stanza does is an answer to neither.
+        Ok(vocabulary::Decoded::Envelope(envelope @ Envelope::Response { .. })) => match &envelope {
+            Envelope::Response { id: inner, .. } if *inner == id => Some(envelope),
+            _ => None,
+        },
+        Ok(_) => None,
+        Err(error) => {
+            tracing::warn!(%device, %error, "an answer that cannot be read");
+            None
+        }
+    }
+}
+
+/// What an iq of type `error` says.
+fn failure(iq: &Element) -> Response {
+    let error = iq.child(ns::CLIENT, "error");
+    let mut conditions =
+        error.into_iter().flat_map(Element::children).filter(|e| *e.namespace() == ns::STANZAS);
+    let text = error.and_then(|error| error.child(ns::STANZAS, "text")).map(|text| text.text().into_owned());
+    let condition = conditions.find(|condition| condition.name() != "text").map_or("", Element::name);
+    let status = match Status::parse(condition) {
+        _ if condition == "item-not-found" => Status::UnknownObject,
+        Ok(status @ Status::Other(_)) => status,
+        _ => Status::parse("undefined-condition").unwrap_or(Status::DeviceError),
+    };
+    Response::new(status, text.map(Body::text))
+}
+
+/// Reads the elements of the relay's vocabulary in a message from the device.
+pub(crate) fn message(message: &Element, device: &DeviceId, now: Instant) -> Vec<Envelope> {
+    let ours = message.children().filter(|child| *child.namespace() == ns::RELAY);
+    let decode = |child: &Element| match vocabulary::decode(child, device, now) {
+        Ok(vocabulary::Decoded::Envelope(
+            envelope @ (Envelope::Response { .. }
+            | Envelope::Received { .. }
+            | Envelope::Ping
+            | Envelope::Pong),
+        )) => Some(envelope),
+        Ok(_) => {
+            tracing::debug!(%device, element = child.name(), "an element that means nothing from a device");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%device, %error, "an element that cannot be read");
+            None
+        }
+    };
+    ours.filter_map(decode).collect()
+}

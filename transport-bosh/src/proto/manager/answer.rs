@@ -23,7 +23,7 @@ impl<P> Manager<P> {
         {
             self.respond(now);
         }
-        while self.held.len() > usize::from(self.terms.hold) {
+        while self.held.len() > usize::from(self.terms.hold) && !self.backpressure {
             self.respond(now);
         }
         self.release_expired(now);
@@ -126,7 +126,7 @@ impl<P> Manager<P> {
     pub(super) fn say_goodbye(&mut self) {
         let body =
             body::answer(&AnswerTag { kind: AnswerKind::Terminate(None), ..AnswerTag::default() }, &[]);
-        self.farewell = Some(Farewell { status: 200, body });
+        self.farewell = Some(Farewell { status: 200, body, up_to: self.last });
         let mut kind = AnswerKind::Terminate(None);
         let mut pieces = self.take_out();
         let early = std::mem::take(&mut self.early).into_iter().map(|early| early.exchange);
@@ -148,7 +148,7 @@ impl<P> Manager<P> {
             self.outputs.push_back(Output::Respond { exchange, status, body });
             let body = body::terminate(TerminalCondition::OtherRequest);
             self.answer_all(&body);
-            self.farewell = Some(Farewell { status, body: body::terminate(condition) });
+            self.farewell = Some(Farewell { status, body: body::terminate(condition), up_to: Rid::MAX });
             self.forget(End::Failed(condition));
         } else {
             self.close(condition, &[], End::Failed(condition));
@@ -168,8 +168,28 @@ impl<P> Manager<P> {
         }
         let body = body::answer(&tag, pieces);
         self.answer_all(&body);
-        self.farewell = Some(Farewell { status, body });
+        self.farewell = Some(Farewell { status, body, up_to: Rid::MAX });
         self.forget(end);
+    }
+
+    /// The client was silent for too long: its session is as unknown as if it had never been.
+    pub(super) fn expire(&mut self) {
+        let body = body::terminate(TerminalCondition::ItemNotFound);
+        self.farewell = Some(Farewell { status: 200, body, up_to: Rid::MAX });
+        self.forget(End::Silent);
+    }
+
+    /// Answers a request that comes after the end.
+    pub(super) fn say_farewell(&mut self, rid: Rid, exchange: ExchangeId) {
+        let farewell = self.farewell.as_ref().filter(|farewell| rid <= farewell.up_to);
+        let (status, body) = match farewell {
+            Some(farewell) => (farewell.status, farewell.body.clone()),
+            None => {
+                let condition = TerminalCondition::ItemNotFound;
+                (condition.http_status(self.terms.legacy), body::terminate(condition))
+            }
+        };
+        self.outputs.push_back(Output::Respond { exchange, status, body });
     }
 
     fn answer_all(&mut self, body: &Bytes) {

@@ -382,6 +382,12 @@ fn x11_e1_e2_the_clients_terminate_delivers_its_payloads_and_answers_everything(
     assert_eq!(d.delivered, ["bye"]);
     assert_eq!(d.answers(), [(a, GOODBYE.to_owned()), (b, EMPTY.to_owned())]);
     assert_eq!(d.ended(), Some(End::Goodbye));
+    // E5: a goodbye whose answer was lost is said again; the session is as unknown as any other.
+    let again = d.post(2, &["bye"]);
+    assert_eq!(d.answers(), one(again, GOODBYE));
+    let more = d.post(3, &[]);
+    assert_eq!(d.answers(), one(more, &terminated("item-not-found")));
+    assert_eq!(d.delivered, ["bye"]);
 }
 
 #[test]
@@ -670,6 +676,29 @@ fn a5_an_ack_confirms_pushes_and_frees_the_answers_kept() {
     d.send(request);
     assert_eq!(d.confirmed(), Some(1));
     assert!(d.manager.buffered() < kept);
+}
+
+#[test]
+fn a2_a_client_that_agreed_to_acks_and_waits_for_nothing_has_all_answers() {
+    let mut d = Driver::with("wait='50' hold='1' ver='1.11' ack='1'");
+    d.post(1, &[]);
+    d.push("<p/>");
+    d.post(2, &[]);
+    assert_eq!(d.confirmed(), Some(1));
+    let again = d.post(1, &[]);
+    assert!(d.answers().iter().any(|(exchange, body)| *exchange == again && body.contains("<p/>")));
+}
+
+#[test]
+fn under_backpressure_the_window_fills_and_nothing_is_released_early() {
+    let mut d = Driver::new();
+    d.manager.set_backpressure(true);
+    let a = d.post(1, &["a"]);
+    d.post(2, &["b"]);
+    assert!(d.answers().is_empty());
+    d.manager.set_backpressure(false);
+    d.settle();
+    assert_eq!(d.answers(), one(a, EMPTY));
 }
 
 #[test]

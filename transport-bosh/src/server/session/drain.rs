@@ -1,0 +1,177 @@
+//! Doing what the machines want, with no lock held, one after the other.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use relay_core::{
+    auth::Credentials,
+    transport::{Full, Inbound},
+};
+
+use super::{
+    super::Inner,
+    Session, now,
+    state::{Event, State, Stuck},
+};
+use crate::wire::TerminalCondition;
+
+/// An owner that took nothing is asked again after this time, then after twice as long, up to the second.
+const OFFER_AGAIN: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+/// After this time without its taking anything, the session ends.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What may wait for such an owner. The client's window bounds it too, but for answers to what is pushed meanwhile.
+const MAX_WAITING: usize = 4_096;
+
+impl Session {
+    /// Does what is to be done, unless somebody is at it, and lets go of `state`.
+    pub(super) fn drain<'s>(self: &'s Arc<Self>, mut state: MutexGuard<'s, State>) {
+        let now = now();
+        if state.draining {
+            return;
+        }
+        state.draining = true;
+        loop {
+            state.absorb(now);
+            if let Some(stuck) = state.stuck
+                && now < stuck.again
+            {
+                // Answers go out nevertheless; what is to be done waits for the owner.
+                state.machine.settle(now);
+                state.absorb(now);
+                break;
+            }
+            if state.events.is_empty() {
+                state.machine.settle(now);
+                state.absorb(now);
+                if state.events.is_empty() {
+                    break;
+                }
+            }
+            let events = std::mem::take(&mut state.events);
+            let inbound = state.inbound.clone();
+            drop(state);
+            let rest = self.perform(events, inbound.as_deref());
+            state = self.lock();
+            self.offered(&mut state, rest, now);
+        }
+        state.draining = false;
+        if state.machine.room().is_some()
+            && let Some(pusher) = state.pusher.take()
+        {
+            pusher.wake();
+        }
+        self.leave_the_door(&mut state);
+        self.set_timer(&mut state);
+    }
+
+    /// Does `events` in order; what is left if the owner took no more.
+    fn perform(self: &Arc<Self>, events: VecDeque<Event>, inbound: Option<&dyn Inbound>) -> VecDeque<Event> {
+        let mut events = events.into_iter();
+        while let Some(event) = events.next() {
+            match (event, inbound) {
+                (Event::Envelope(envelope), Some(inbound)) => {
+                    if let Err(Full(envelope)) = inbound.envelope(envelope) {
+                        return std::iter::once(Event::Envelope(envelope)).chain(events).collect();
+                    }
+                }
+                (Event::Alive, Some(inbound)) => inbound.alive(),
+                (Event::Attached, Some(inbound)) => inbound.attached(),
+                (Event::Detached, Some(inbound)) => inbound.detached(),
+                (Event::Confirmed(number), Some(inbound)) => inbound.confirmed(number),
+                (Event::Ended(reason), Some(inbound)) => inbound.ended(reason),
+                (Event::Resume { id, session }, Some(inbound)) => {
+                    let resumed = inbound.resume(&session);
+                    self.lock().stream.resumed(id.as_deref(), resumed);
+                }
+                (Event::Knock(device), _) => self.knock(device),
+                (Event::Verifier { device, hash }, _) => {
+                    let Some(manager) = self.manager.upgrade() else { continue };
+                    let session = Arc::clone(self);
+                    let authenticator = Arc::clone(&manager.authenticator);
+                    manager.runtime.spawn(async move {
+                        let verifier = authenticator.verifier(&device, hash).await;
+                        session.verified(verifier);
+                    });
+                }
+                (Event::Authenticate { device, token }, _) => {
+                    let Some(manager) = self.manager.upgrade() else { continue };
+                    let session = Arc::clone(self);
+                    let authenticator = Arc::clone(&manager.authenticator);
+                    manager.runtime.spawn(async move {
+                        let credentials = Credentials::Device { device, token };
+                        let principal = authenticator.authenticate(&credentials).await;
+                        session.authenticated(principal);
+                    });
+                }
+                // Without an owner there is nobody to tell.
+                (_, None) => {}
+            }
+        }
+        VecDeque::new()
+    }
+
+    /// Puts back what the owner did not take.
+    fn offered(&self, state: &mut State, mut rest: VecDeque<Event>, now: Instant) {
+        if rest.is_empty() {
+            state.stuck = None;
+            state.machine.set_backpressure(false);
+            return;
+        }
+        rest.append(&mut state.events);
+        state.events = rest;
+        let stuck = state.stuck.unwrap_or(Stuck { since: now, again: now, pause: OFFER_AGAIN.0 / 2 });
+        let pause = (stuck.pause * 2).min(OFFER_AGAIN.1);
+        state.stuck = Some(Stuck { since: stuck.since, again: now + pause, pause });
+        state.machine.set_backpressure(true);
+        if now >= stuck.since + PATIENCE || state.events.len() > MAX_WAITING {
+            tracing::warn!(waiting = state.events.len(), "the owner of a session takes nothing; it ends");
+            state.events.retain(|event| matches!(event, Event::Ended(_)));
+            state.stuck = None;
+            state.close(TerminalCondition::InternalServerError, &[]);
+        }
+    }
+
+    /// Gives the place at the door back once the session is bound or over, and forgets it once nobody can ask for it.
+    fn leave_the_door(&self, state: &mut State) {
+        let over = state.machine.is_over();
+        if (over || state.inbound.is_some())
+            && let Some(place) = state.place.take()
+            && let Some(manager) = self.manager.upgrade()
+        {
+            manager.pending().leave(place);
+        }
+        if over
+            && state.events.is_empty()
+            && state.tombstone.is_none_or(|until| now() >= until)
+            && let Some(manager) = self.manager.upgrade()
+        {
+            state.tombstone = None;
+            manager.forget(&self.key);
+        }
+    }
+
+    fn set_timer(&self, state: &mut State) {
+        let ping_after = |manager: &Inner| {
+            let after = manager.config.ping_after?;
+            (state.machine.is_attached() && state.inbound.is_some()).then(|| state.heard + after)
+        };
+        let Some(manager) = self.manager.upgrade() else { return };
+        let ping = ping_after(&manager).filter(|at| *at > now());
+        let again = state.stuck.map(|stuck| stuck.again);
+        let wanted = [state.machine.wake_at(), state.deadline, state.tombstone, again, ping];
+        let wanted = wanted.into_iter().flatten().min();
+        // A timer that goes off early is set anew then: moving it at each request would cost more.
+        let keep = match (state.timer, wanted) {
+            (Some(set), Some(wanted)) => set <= wanted,
+            (None, None) => true,
+            _ => false,
+        };
+        if !keep {
+            manager.timer.set(self.key, state.timer, wanted);
+            state.timer = wanted;
+        }
+    }
+}
