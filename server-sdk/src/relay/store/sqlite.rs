@@ -34,8 +34,9 @@ const READERS: usize = 4;
 /// A change is synced to disk before it is acknowledged; changes that are asked for at the same time share a sync.
 /// Dropped, it waits for the changes handed in, closes the file and lets go of the folder.
 pub struct SqliteStore {
-    writer: Writer,
+    // Dropped in this order: the last connection to close works the log in and removes it, and only the writer may.
     readers: Arc<Readers>,
+    writer: Writer,
 }
 
 struct Readers {
