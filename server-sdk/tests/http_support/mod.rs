@@ -270,7 +270,7 @@ pub fn head(
 /// A connection on which every byte is ours.
 pub struct Wire {
     pub stream: TcpStream,
-    read: Vec<u8>,
+    pub read: Vec<u8>,
 }
 
 impl Wire {

@@ -146,11 +146,7 @@ fn reply(id: RequestId, response: Response, wait: Option<Duration>) -> Result<Re
         Status::Other(_) => Code::DeviceFailed,
     };
     let words = words_of(response.body.as_ref());
-    let problem = match code {
-        Code::DeviceFailed => Problem::device(code, response.status.as_str(), words),
-        _ if words.is_empty() => Problem::new(code, "the device says so, without words"),
-        _ => Problem::new(code, words),
-    };
+    let problem = Problem::of_device(code, response.status.as_str(), words);
     Err(problem.of_request(Some(id)))
 }
 

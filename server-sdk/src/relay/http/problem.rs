@@ -122,6 +122,7 @@ pub(super) struct Problem {
 struct Extra {
     request: Option<RequestId>,
     retry_after: Option<Duration>,
+    of_device: bool,
     device: Option<(Box<str>, Box<str>)>,
     allow: Option<&'static str>,
     errors: Option<Value>,
@@ -131,7 +132,11 @@ struct Extra {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {:?}", self.code.as_str(), self.detail)
+        match &self.extra {
+            // A device's words are payload, which is not logged.
+            Some(extra) if extra.of_device => f.write_str(self.code.as_str()),
+            _ => write!(f, "{}: {:?}", self.code.as_str(), self.detail),
+        }
     }
 }
 
@@ -155,10 +160,15 @@ impl Problem {
         problem
     }
 
-    /// The device answered, with a status of its own.
-    pub(super) fn device(code: Code, status: &str, words: String) -> Self {
-        let mut problem = Self::new(code, words.clone());
-        problem.extra().device = Some((status.into(), words.into_boxed_str()));
+    /// The device answered, not with what was asked for.
+    pub(super) fn of_device(code: Code, status: &str, words: String) -> Self {
+        let silent = || Cow::Borrowed("the device says so, without words");
+        let detail = if words.is_empty() { silent() } else { Cow::Owned(words.clone()) };
+        let mut problem = Self::new(code, detail);
+        problem.extra().of_device = true;
+        if code == Code::DeviceFailed {
+            problem.extra().device = Some((status.into(), words.into_boxed_str()));
+        }
         problem
     }
 
