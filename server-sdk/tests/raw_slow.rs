@@ -27,7 +27,7 @@ async fn t24_500_slow_heads_cost_little_and_are_all_gone_in_time() {
     for n in 0..SLOW {
         let mut wire = Wire { stream: TcpStream::connect(rig.address).await.unwrap(), read: Vec::new() };
         // Nothing, half a request line, half a head.
-        wire.send(&[&b""[..], b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nhost: "][n % 3][..]).await;
+        wire.send([&b""[..], b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nhost: "][n % 3]).await;
         slow.push(wire);
     }
     // They are all inside.

@@ -10,7 +10,7 @@ use serde_json::json;
 #[tokio::test]
 async fn t4_responses_from_another_device_are_forbidden_and_the_call_goes_on() {
     let rig = Rig::start().await;
-    let mut devices = vec![rig.device("a").await, rig.device("b").await, rig.device("c").await];
+    let mut devices = [rig.device("a").await, rig.device("b").await, rig.device("c").await];
     let tokens: Vec<String> = devices.iter().map(|device| device.token.clone()).collect();
     let key = rig.key(&[]).await;
     for round in 0..30 {

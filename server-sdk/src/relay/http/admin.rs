@@ -130,8 +130,8 @@ pub(super) async fn new_pin(call: Call, device: DeviceId) -> Result<Reply, Probl
 }
 
 /// `GET /v1/keys`
-pub(super) async fn keys(call: Call) -> Result<Reply, Problem> {
-    access::administrator(&call)?;
+pub(super) fn keys(call: &Call) -> Result<Reply, Problem> {
+    access::administrator(call)?;
     let keys: Vec<Value> = call.app.auth.keys().iter().map(describe).collect();
     Ok(json_reply(StatusCode::OK, &json!({ "keys": keys })))
 }

@@ -159,10 +159,9 @@ fn bytes_of(id: &RequestId, body: Option<Body>, wait: Option<Duration>) -> Reply
     }
     headers.insert(RELAY_OUTCOME, HeaderValue::from_static(Outcome::Answered.as_str()));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Some(wait) = wait {
-        if let Ok(value) = HeaderValue::try_from(format!("wait={}", wait.as_secs())) {
-            headers.insert(PREFERENCE_APPLIED, value);
-        }
+    let applied = wait.and_then(|wait| HeaderValue::try_from(format!("wait={}", wait.as_secs())).ok());
+    if let Some(applied) = applied {
+        headers.insert(PREFERENCE_APPLIED, applied);
     }
     if let Some(body) = body {
         // The bytes are a device's, which may be hostile: a browser shall neither guess what they are nor run them.

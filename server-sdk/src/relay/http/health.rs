@@ -33,8 +33,8 @@ pub(super) async fn ready(call: Call) -> Result<Reply, Problem> {
 }
 
 /// Counters, as Prometheus reads them.
-pub(super) async fn metrics(call: Call) -> Result<Reply, Problem> {
-    access::service(&call)?;
+pub(super) fn metrics(call: &Call) -> Result<Reply, Problem> {
+    access::service(call)?;
     let app = &call.app;
     let (connections, strangers) = app.door.counts();
     let now = Gauges {

@@ -117,7 +117,8 @@ impl Metrics {
         let mut sum = 0;
         for (at, counter) in self.durations.iter().enumerate() {
             sum += counter.load(Relaxed);
-            let bound = BUCKETS.get(at).map_or("+Inf".to_owned(), |&ms| (ms as f64 / 1000.0).to_string());
+            let bound =
+                BUCKETS.get(at).map_or_else(|| "+Inf".to_owned(), |&ms| (ms as f64 / 1000.0).to_string());
             text.line("relay_request_duration_seconds_bucket", &format!("{{le=\"{bound}\"}}"), sum);
         }
         let seconds = self.duration_sum_us.load(Relaxed) as f64 / 1e6;

@@ -150,7 +150,7 @@ impl Service<http::Request<Incoming>> for Edge {
             Route::Bosh => self.answer(bosh::exchange(call)),
             Route::Health => self.answer(std::future::ready(Ok(health::alive()))),
             Route::Ready => self.answer(health::ready(call)),
-            Route::Metrics => self.answer(health::metrics(call)),
+            Route::Metrics => self.answer(async move { health::metrics(&call) }),
             Route::Enroll => self.answer(devices::enroll(call)),
             Route::Register(device) => self.answer(devices::register(call, device)),
             Route::Alive(device) => self.answer(devices::alive(call, device)),
@@ -164,7 +164,7 @@ impl Service<http::Request<Incoming>> for Edge {
             Route::Withdraw(account, device) => self.answer(admin::withdraw(call, account, device)),
             Route::Import => self.answer(admin::import(call)),
             Route::NewPin(device) => self.answer(admin::new_pin(call, device)),
-            Route::Keys => self.answer(admin::keys(call)),
+            Route::Keys => self.answer(async move { admin::keys(&call) }),
             Route::NewKey => self.answer(admin::new_key(call)),
             Route::RevokeKey(key) => self.answer(admin::revoke_key(call, key)),
         }

@@ -178,7 +178,7 @@ impl Problem {
 
     /// How far the call came.
     pub(super) fn outcome(&self) -> Outcome {
-        self.outcome.unwrap_or(self.code.outcome())
+        self.outcome.unwrap_or_else(|| self.code.outcome())
     }
 
     /// Says what was wrong where, one by one.
@@ -224,7 +224,7 @@ impl Problem {
     /// The answer to a request call: says how far the request came (L1).
     #[must_use]
     pub(super) fn of_call(mut self) -> Self {
-        self.outcome = self.outcome.or(Some(self.code.outcome()));
+        self.outcome = Some(self.outcome());
         self
     }
 
