@@ -13,7 +13,7 @@ use crate::{
     event::{BACKLOG, Event, SessionState},
     http::{
         RelayHttp,
-        client::{self, HttpRelay, RelayUrl},
+        client::{HttpRelay, RelayUrl},
     },
     ledger::{Ledger, LedgerConfig, RespondBy},
     registration::Registration,
@@ -202,7 +202,7 @@ impl Builder {
         };
         let http = match self.relay_http {
             Some(http) => http,
-            None => Arc::new(HttpRelay::new(client::client(&url)?, url)),
+            None => Arc::new(HttpRelay::new(url)?),
         };
 
         let keepalive = (self.on_quiet != OnQuiet::Off).then_some(self.keepalive);

@@ -339,7 +339,10 @@ impl Shell {
                 let mailbox = Arc::new(Mailbox::default());
                 session.push.start(Started::new(session.id.clone(), session.resumed, mailbox.clone()));
                 let max_body = session.info.max_body;
-                self.link = Some(Link { attempt, mailbox, push: session.push, outbox: Outbox::default() });
+                let mut outbox = Outbox::default();
+                // Its pong is the push that shows that pushes come through.
+                outbox.put(Envelope::Ping);
+                self.link = Some(Link { attempt, mailbox, push: session.push, outbox });
                 self.ledger.handle_input(now, ledger::Input::SessionUp { max_body });
                 Done::Connected { session: session.id, resumed: session.resumed }
             }

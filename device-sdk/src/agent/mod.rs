@@ -29,6 +29,9 @@ mod tests;
 
 /// A takeover by another machine is forgotten only after this long: clones take turns for hours.
 const REPLACED_FORGOTTEN: Duration = Duration::from_secs(3600);
+/// How long the relay's first push, the answer to the device's ping, is waited for before the device calls itself online.
+/// Not having it is no reason to give the session up: a relay may be busy.
+const PROOF_WITHIN: Duration = Duration::from_secs(10);
 const LONGEST_SLOW: Duration = Duration::from_secs(3600);
 
 /// What the device does when nothing was pushed for its `keepalive`.
@@ -154,13 +157,21 @@ enum Phase {
         refused: bool,
     },
     Refused,
+    /// `unproven`: no push has come yet; when to believe in the session all the same, and what to tell then.
     Online {
         session: SessionId,
         attempt: Attempt,
         since: Instant,
         quiet_since: Instant,
+        unproven: Option<Unproven>,
     },
     Stopped,
+}
+
+#[derive(Debug)]
+struct Unproven {
+    until: Instant,
+    resumed: bool,
 }
 
 #[derive(Debug)]
@@ -245,6 +256,7 @@ impl Agent {
                     && *attempt == of
                 {
                     *quiet_since = now;
+                    self.proven();
                 }
             }
             Input::Ended(of, reason) => {
@@ -277,6 +289,7 @@ impl Agent {
         let own = match &self.phase {
             Phase::Waiting { until, .. } => Some(*until),
             // One operation at a time: what is quiet too long while one runs is seen to when it is done.
+            Phase::Online { unproven: Some(unproven), .. } => Some(unproven.until),
             Phase::Online { quiet_since, .. } if running.is_none() => {
                 [self.quiet_at(*quiet_since), self.register_at].into_iter().flatten().min()
             }
@@ -425,14 +438,23 @@ impl Agent {
             Ok(Done::Connected { session, resumed }) => {
                 self.refused = 0;
                 self.resume = Some(session.clone());
-                self.phase = Phase::Online { session, attempt, since: now, quiet_since: now };
+                let unproven = Some(Unproven { until: now + PROOF_WITHIN, resumed });
+                self.phase = Phase::Online { session, attempt, since: now, quiet_since: now, unproven };
                 self.register_at = None;
-                self.tell(SessionState::Online);
-                self.event(Event::Online { resumed });
                 self.register_online(now);
             }
             Ok(Done::Alive { .. }) => self.fail(now, step, Failure::passing("an answer to another question")),
             Err(failure) => self.fail(now, step, failure),
+        }
+    }
+
+    /// Established is not yet reachable: only a push that came through shows that pushes do.
+    fn proven(&mut self) {
+        if let Phase::Online { unproven, .. } = &mut self.phase
+            && let Some(Unproven { resumed, .. }) = unproven.take()
+        {
+            self.tell(SessionState::Online);
+            self.event(Event::Online { resumed });
         }
     }
 
@@ -593,6 +615,11 @@ impl Agent {
         }
         match &self.phase {
             Phase::Waiting { until, .. } if *until <= now => self.next_step(now),
+            Phase::Online { unproven: Some(unproven), .. } => {
+                if unproven.until <= now {
+                    self.proven();
+                }
+            }
             Phase::Online { .. }
                 if self.running.is_none() && self.register_at.is_some_and(|at| at <= now) =>
             {

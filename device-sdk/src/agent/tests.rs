@@ -98,8 +98,8 @@ impl Rig {
             self.input(Input::Maintenance(true));
         }
         for _ in 0..3 {
-            if self.state == SessionState::Online {
-                return;
+            if matches!(self.agent.phase, Phase::Online { .. }) {
+                break;
             }
             let Some(running) = &self.agent.running else { panic!("nothing runs: {:?}", self.agent) };
             let done = match running.step {
@@ -109,6 +109,7 @@ impl Rig {
             };
             self.done(Ok(done));
         }
+        self.input(Input::Pushed(self.attempt));
         assert_eq!(self.state, SessionState::Online);
     }
 
@@ -130,7 +131,23 @@ fn s2_start_up_is_register_then_session() {
     let outputs = rig.done(Ok(Done::Registered));
     assert_eq!(outputs, [connect(&rig, None)]);
     assert_eq!(rig.done(Ok(Done::Connected { session: session(1), resumed: false })), []);
+    assert_eq!(rig.state, SessionState::Starting);
+    let attempt = rig.attempt;
+    rig.input(Input::Pushed(attempt));
     assert_eq!(rig.state, SessionState::Online);
+}
+
+#[test]
+fn p2_it_is_online_once_a_push_came_through_or_is_taken_to_be_after_a_while() {
+    let mut rig = Rig::new(config(), known());
+    rig.input(Input::Maintenance(true));
+    rig.done(Ok(Done::Registered));
+    rig.done(Ok(Done::Connected { session: session(1), resumed: true }));
+    assert_eq!((rig.state, rig.wait()), (SessionState::Starting, Duration::from_secs(10)));
+    rig.wake();
+    assert_eq!(rig.state, SessionState::Online);
+    assert_eq!(rig.events.last(), Some(&Event::Online { resumed: true }));
+    assert_eq!(rig.wait(), Duration::from_secs(50), "quiet since the session was opened");
 }
 
 #[test]

@@ -74,8 +74,8 @@ impl RelayUrl {
     }
 }
 
-/// The one HTTP client of a device: rustls on ring, the system's trust, the environment's proxies, no redirects.
-pub(crate) fn client(url: &RelayUrl) -> Result<Client, StartError> {
+/// rustls on ring, the system's trust, the environment's proxies, no redirects.
+fn client(url: &RelayUrl, idle_connections: usize) -> Result<Client, StartError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -99,7 +99,7 @@ pub(crate) fn client(url: &RelayUrl) -> Result<Client, StartError> {
         .retry(reqwest::retry::never())
         .connect_timeout(CONNECT_WITHIN)
         .pool_idle_timeout(IDLE)
-        .pool_max_idle_per_host(2)
+        .pool_max_idle_per_host(idle_connections)
         .tcp_nodelay(true)
         .user_agent(concat!("device-sdk/", env!("CARGO_PKG_VERSION")))
         .build()
@@ -110,6 +110,9 @@ pub(crate) fn client(url: &RelayUrl) -> Result<Client, StartError> {
 #[derive(Debug)]
 pub(crate) struct HttpRelay {
     client: Client,
+    /// Makes a new connection for each call: the survival notification asks about the relay, not about a connection that
+    /// a NAT may have forgotten.
+    fresh: Client,
     url: RelayUrl,
 }
 
@@ -130,19 +133,19 @@ struct Problem {
 }
 
 impl HttpRelay {
-    pub(crate) const fn new(client: Client, url: RelayUrl) -> Self {
-        Self { client, url }
+    pub(crate) fn new(url: RelayUrl) -> Result<Self, StartError> {
+        Ok(Self { client: client(&url, 2)?, fresh: client(&url, 0)?, url })
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client.request(method, self.url.join(path)).timeout(ANSWER_WITHIN)
+    fn request(&self, client: &Client, method: Method, path: &str) -> RequestBuilder {
+        client.request(method, self.url.join(path)).timeout(ANSWER_WITHIN)
     }
 
-    fn authorized(&self, method: Method, path: &str, token: &Secret) -> RequestBuilder {
+    fn authorized(&self, client: &Client, method: Method, path: &str, token: &Secret) -> RequestBuilder {
         let mut value = header::HeaderValue::try_from(format!("Bearer {}", token.expose()))
             .unwrap_or_else(|_| header::HeaderValue::from_static(""));
         value.set_sensitive(true);
-        self.request(method, path).header(header::AUTHORIZATION, value)
+        self.request(client, method, path).header(header::AUTHORIZATION, value)
     }
 }
 
@@ -234,7 +237,7 @@ impl RelayHttp for HttpRelay {
         }
         let body = json!({ "device_id": device.as_str(), "pin": pin.expose() }).to_string();
         let request = self
-            .request(Method::POST, "v1/enroll")
+            .request(&self.client, Method::POST, "v1/enroll")
             .header(header::CONTENT_TYPE, "application/json")
             .body(body);
         let answer = send(request).await?;
@@ -253,7 +256,7 @@ impl RelayHttp for HttpRelay {
         let body = serde_json::to_vec(registration)
             .map_err(|error| HttpError::new(HttpErrorKind::Rejected, error.to_string()))?;
         let request = self
-            .authorized(Method::PUT, &format!("v1/devices/{device}"), token)
+            .authorized(&self.client, Method::PUT, &format!("v1/devices/{device}"), token)
             .header(header::CONTENT_TYPE, "application/json")
             .body(body);
         let answer = send(request).await?;
@@ -270,7 +273,7 @@ impl RelayHttp for HttpRelay {
         }
         let body = json!({ "session": session.as_str() }).to_string();
         let request = self
-            .authorized(Method::POST, &format!("v1/devices/{device}/alive"), token)
+            .authorized(&self.fresh, Method::POST, &format!("v1/devices/{device}/alive"), token)
             .header(header::CONTENT_TYPE, "application/json")
             .body(body);
         let answer = send(request).await?;
@@ -293,7 +296,7 @@ impl RelayHttp for HttpRelay {
         let size = response.body.as_ref().map_or(0, |body| body.bytes.len());
         let within = DELIVERY_WITHIN + Duration::from_secs((size / SLOWEST) as u64);
         let mut request = self
-            .authorized(Method::POST, &format!("v1/requests/{id}/response"), token)
+            .authorized(&self.client, Method::POST, &format!("v1/requests/{id}/response"), token)
             .timeout(within)
             .header("relay-status", response.status.as_str());
         request = match &response.body {

@@ -79,7 +79,7 @@ async fn peer(answer: &'static str) -> (HttpRelay, mpsc::Receiver<String>) {
         }
     });
     let url = RelayUrl::parse(&url, false).unwrap();
-    (HttpRelay::new(client(&url).unwrap(), url), requests)
+    (HttpRelay::new(url).unwrap(), requests)
 }
 
 fn device() -> DeviceId {
@@ -207,7 +207,7 @@ async fn nobody_there_is_unreachable() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = RelayUrl::parse(&format!("http://{}", listener.local_addr().unwrap()), false).unwrap();
     drop(listener);
-    let relay = HttpRelay::new(client(&url).unwrap(), url);
+    let relay = HttpRelay::new(url).unwrap();
     let error = respond(&relay).await.unwrap_err();
     assert_eq!(error.kind, HttpErrorKind::Unreachable);
     assert!(!format!("{error:?}").contains("secret-token"), "T44");
@@ -217,7 +217,30 @@ async fn nobody_there_is_unreachable() {
 fn tls_can_be_set_up_on_ring_alone() {
     let url = RelayUrl::parse("https://relay.example", false).unwrap();
     // A machine without any root certificates says so; anything else has a client.
-    if let Err(error) = client(&url) {
+    if let Err(error) = HttpRelay::new(url) {
         assert!(matches!(error, StartError::Tls(_)), "{error:?}");
     }
+}
+
+#[tokio::test]
+async fn s3_a_survival_notification_goes_over_a_connection_of_its_own() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = RelayUrl::parse(&format!("http://{}", listener.local_addr().unwrap()), false).unwrap();
+    let relay = HttpRelay::new(url).unwrap();
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n{\"session\":\"known\"}";
+    let server = tokio::spawn(async move {
+        // Each connection is kept open, and answers once: a second call on it would hang.
+        let mut connections = Vec::new();
+        for _ in 0..3 {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            read_request(&mut stream).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            connections.push(stream);
+        }
+    });
+    let session = SessionId::new("abcdef").unwrap();
+    for _ in 0..3 {
+        assert!(relay.alive(&device(), &token(), &session).await.unwrap());
+    }
+    server.await.unwrap();
 }

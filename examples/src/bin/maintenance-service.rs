@@ -4,10 +4,10 @@
 //! maintenance-service --relay https://relay.example --key KEY --account acme --every 300
 //! ```
 
-use std::{error::Error, time::Duration};
+use std::time::Duration;
 
 use clap::Parser;
-use examples::printer::mib;
+use examples::{Failure, printer::mib};
 use futures_util::{StreamExt, stream};
 use serde_json::Value;
 use server_sdk::{
@@ -42,7 +42,7 @@ struct Options {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Result<(), Failure> {
     let options = Options::parse();
     let mut builder = Client::builder(&options.relay, &options.key).wait(Duration::from_secs(10));
     if options.allow_plaintext {
@@ -79,13 +79,13 @@ async fn line(relay: &Client, printer: &Device) -> String {
     let name = printer.name.as_deref().unwrap_or("");
     let levels = match levels(relay, printer).await {
         Ok(levels) => levels.join("  "),
-        Err(error) => error.to_string(),
+        Err(error) => format!("{error:?}"),
     };
     format!("{:<20} {name:<20} {levels}", printer.id.as_str())
 }
 
 /// All four levels in one request: the answer is a JSON object by object name, each with its value or its error.
-async fn levels(relay: &Client, printer: &Device) -> Result<Vec<String>, Box<dyn Error + Send + Sync>> {
+async fn levels(relay: &Client, printer: &Device) -> Result<Vec<String>, Failure> {
     let mut request = Request::new(printer.id.clone(), Method::get());
     for supply in 1..=4 {
         for column in [mib::PRT_MARKER_SUPPLIES_DESCRIPTION, mib::PRT_MARKER_SUPPLIES_LEVEL] {

@@ -8,11 +8,14 @@
 //! the printer behind its NAT (see `virtual-printer`), the service anywhere (see `maintenance-service`). The code of each
 //! is the same.
 
-use std::{error::Error, future::pending, net::Ipv4Addr, path::Path};
+use std::{future::pending, net::Ipv4Addr, path::Path};
 
 use clap::Parser;
 use device_sdk::Device;
-use examples::printer::{Printer, mib};
+use examples::{
+    Failure,
+    printer::{Printer, mib},
+};
 use server_sdk::{
     Body, Client,
     relay::{Server, ServerConfig},
@@ -30,7 +33,7 @@ struct Options {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Result<(), Failure> {
     let options = Options::parse();
 
     // The relay, with its database in a folder that goes when this program does.
@@ -90,7 +93,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// The relay wrote it into its data folder, where the program `relay` finds it, too.
-fn administrator_key(server: &Server) -> Result<String, Box<dyn Error>> {
+fn administrator_key(server: &Server) -> Result<String, Failure> {
     let file =
         server.administrator_key_file().ok_or("a relay on a folder keeps its administrator's key there")?;
     Ok(std::fs::read_to_string(file)?.trim().to_owned())

@@ -9,11 +9,11 @@
 
 mod panel;
 
-use std::{error::Error, net::IpAddr, path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use device_sdk::{Device, Event, Events};
-use examples::printer::Printer;
+use examples::{Failure, printer::Printer};
 
 #[derive(Debug, Parser)]
 #[command(about = "A virtual printer that a relay can reach")]
@@ -71,7 +71,7 @@ enum Switch {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Result<(), Failure> {
     let options = Options::parse();
     tracing_subscriber::fmt()
         .with_env_filter(

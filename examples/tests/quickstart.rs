@@ -1,0 +1,45 @@
+//! `quickstart` does what the README says it does.
+
+mod programs;
+
+use std::process::Command;
+
+use programs::Program;
+
+const QUICKSTART: &str = env!("CARGO_BIN_EXE_quickstart");
+
+#[test]
+fn k1_it_ends_with_the_toner_level_read_through_the_relay_and_leaves_nothing_behind() {
+    let temporary = tempfile::tempdir().unwrap();
+    let program = Program::start_with(Command::new(QUICKSTART).arg("--once").env("TMPDIR", temporary.path()));
+    let (status, said) = program.end();
+    assert!(status.success(), "{said:?}");
+    assert!(
+        said.last().unwrap().contains("83 % of its black toner left, read through the relay"),
+        "{said:?}"
+    );
+    assert!(said.iter().any(|line| line.contains("\"copy room, 2nd floor\"")), "{said:?}");
+    assert!(said.iter().any(|line| line.contains("(Relay-Outcome: offline)")), "{said:?}");
+    assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "it left something behind");
+}
+
+#[test]
+fn k1_it_stays_up_and_the_commands_that_it_prints_work() {
+    let mut program = Program::start(QUICKSTART, &[]);
+    let read = program.line("curl -i").trim().to_owned();
+    let offline = program.line("curl -i").trim().to_owned();
+    let set = program.line("curl -X PUT").trim().to_owned();
+    program.line("83 % of its black toner left");
+    let shell = |command: &str| {
+        let output = Command::new("sh").args(["-c", &format!("{command} -sS")]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    };
+    let answer = shell(&read);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n83"), "{answer}");
+    let answer = shell(&offline);
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("relay-outcome: offline"), "{answer}");
+    assert_eq!(shell(&set), "Hello");
+    program.signal("-INT");
+    let (status, said) = program.end();
+    assert!(status.success(), "{said:?}");
+}
