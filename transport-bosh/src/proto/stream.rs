@@ -241,9 +241,11 @@ impl XmppStream {
         self.send(piece);
     }
 
-    /// `envelope` as what goes to the device; `None` if it cannot travel, or nobody is bound.
+    /// `envelope` as what goes to the device; `None` if it cannot travel, or there is no address to send it to.
     pub fn encode(&self, envelope: &Envelope, now: Instant) -> Option<Piece> {
-        let State::Bound { device, jid } = &self.state else { return None };
+        let (State::Bound { device, jid } | State::Binding { device, jid, .. }) = &self.state else {
+            return None;
+        };
         let addresses = Addresses { domain: &self.domain, jid };
         addresses
             .envelope(envelope, device, now)
