@@ -17,36 +17,42 @@ use super::{
 };
 
 /// Hands a POST to the connection manager and waits for what it has to say.
-pub(super) async fn exchange(call: Call) -> Result<Reply, Problem> {
+///
+/// Thousands of these wait at any time: the head is gone before the future is made, which carries the body alone, and
+/// that only until it is read.
+pub(super) fn exchange(call: Call) -> impl Future<Output = Result<Reply, Problem>> + Send {
     let Call { app, place, parts, body } = call;
-    let (method, encoded) = (parts.method, body::refuse_encoded(&parts.headers));
-    drop((parts.headers, parts.uri, parts.extensions));
-    let reply = match method {
-        Method::POST => {
-            app.metrics.bosh_posts.fetch_add(1, Relaxed);
-            encoded.map_err(Problem::for_any_origin)?;
-            let bytes = body::read(body, app.limits.max_bosh_body, &app.limits)
-                .await
-                .map_err(Problem::for_any_origin)?;
-            let mut exchange = app.bosh.exchange(Post::new(bytes, place.link.peer.to_canonical(), false));
-            // Held means that the manager knows the session: this is no stranger's connection.
-            let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut exchange).poll(cx))).await;
-            match first {
-                Poll::Ready(reply) => reply,
-                Poll::Pending => {
-                    place.trust();
-                    exchange.await
-                }
-            }
-        }
-        Method::GET | Method::HEAD => BoshReply::greeting(),
-        Method::OPTIONS => BoshReply::preflight(),
-        _ => BoshReply::method_not_allowed(),
+    let encoded = body::refuse_encoded(&parts.headers).map_err(Problem::for_any_origin);
+    let at_once = match parts.method {
+        Method::POST => None,
+        Method::GET | Method::HEAD => Some(BoshReply::greeting()),
+        Method::OPTIONS => Some(BoshReply::preflight()),
+        _ => Some(BoshReply::method_not_allowed()),
     };
-    if method == Method::POST && !reply.close && reply.status == 200 {
-        place.trust();
+    drop(parts);
+    async move {
+        if let Some(reply) = at_once {
+            return Ok(to_http(reply));
+        }
+        app.metrics.bosh_posts.fetch_add(1, Relaxed);
+        encoded?;
+        let bytes =
+            body::read(body, app.limits.max_bosh_body, &app.limits).await.map_err(Problem::for_any_origin)?;
+        let mut exchange = app.bosh.exchange(Post::new(bytes, place.link.peer.to_canonical(), false));
+        // Held means that the manager knows the session: this is no stranger's connection.
+        let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut exchange).poll(cx))).await;
+        let reply = match first {
+            Poll::Ready(reply) => reply,
+            Poll::Pending => {
+                place.trust();
+                exchange.await
+            }
+        };
+        if !reply.close && reply.status == 200 {
+            place.trust();
+        }
+        Ok(to_http(reply))
     }
-    Ok(to_http(reply))
 }
 
 fn to_http(reply: BoshReply) -> Reply {

@@ -33,34 +33,42 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const MAX_WORDS: usize = 1024;
 
 /// `GET …/objects/{object}`
-pub(super) async fn get(call: Call, target: Target, object: ObjectId) -> Result<Reply, Problem> {
+pub(super) fn get(
+    call: Call,
+    target: Target,
+    object: ObjectId,
+) -> impl Future<Output = Result<Reply, Problem>> + Send {
     counted(call, async move |call| {
         let principal = access::service(&call)?;
         let options = Options::read(&call.parts.headers, &mut call.query()?)?;
         let method = Method::get();
         let device = access::resolve(&call.app, &principal, target, Action::Method(&method)).await?;
-        Ok(Ready { principal, options, request: Request::get(device, object) })
+        Ready::new(&call.app, &principal, options, Request::get(device, object))
     })
-    .await
 }
 
 /// `PUT …/objects/{object}`
-pub(super) async fn set(call: Call, target: Target, object: ObjectId) -> Result<Reply, Problem> {
+pub(super) fn set(
+    call: Call,
+    target: Target,
+    object: ObjectId,
+) -> impl Future<Output = Result<Reply, Problem>> + Send {
     counted(call, async move |call| {
         let principal = access::service(&call)?;
         let options = Options::read(&call.parts.headers, &mut call.query()?)?;
         let method = Method::set();
         let device = access::resolve(&call.app, &principal, target, Action::Method(&method)).await?;
+        let app = call.app.clone();
         let value = payload(call).await?;
-        Ok(Ready { principal, options, request: Request::set(device, object, value) })
+        Ready::new(&app, &principal, options, Request::set(device, object, value))
     })
-    .await
 }
 
 /// `POST …/requests`: with a query that has a method, the HTTP body is the request's; without, it is JSON.
-pub(super) async fn request(call: Call, target: Target) -> Result<Reply, Problem> {
+pub(super) fn request(call: Call, target: Target) -> impl Future<Output = Result<Reply, Problem>> + Send {
     counted(call, async move |call| {
         let principal = access::service(&call)?;
+        let app = call.app.clone();
         let mut query = call.query()?;
         let options = Options::read(&call.parts.headers, &mut query)?;
         let method = query.take("method")?;
@@ -70,10 +78,9 @@ pub(super) async fn request(call: Call, target: Target) -> Result<Reply, Problem
             if !objects.is_empty() {
                 return Err(Problem::bad("the query has objects but no method"));
             }
-            let app = call.app.clone();
             let asked = Asked::read(call).await?;
             let device = access::resolve(&app, &principal, target, Action::Method(&asked.method)).await?;
-            return Ok(Ready { principal, options, request: asked.of(device) });
+            return Ready::new(&app, &principal, options, asked.of(device));
         };
         let method = Method::new(&method)?;
         let objects = objects.iter().map(|object| ObjectId::new(object)).collect::<Result<Vec<_>, _>>()?;
@@ -83,57 +90,64 @@ pub(super) async fn request(call: Call, target: Target) -> Result<Reply, Problem
         let mut request = Request::new(device, method);
         request.objects = objects;
         request.body = (has_type || !body.bytes.is_empty()).then_some(body);
-        Ok(Ready { principal, options, request })
+        Ready::new(&app, &principal, options, request)
     })
-    .await
 }
 
 /// A call that was understood and may go.
 struct Ready {
-    principal: Principal,
-    options: Options,
-    request: Request,
+    call: RelayCall,
+    /// The wait in force, if the caller named one.
+    applied: Option<Duration>,
+    ticket: Option<access::Ticket>,
+}
+
+impl Ready {
+    fn new(
+        app: &Arc<App>,
+        principal: &Principal,
+        options: Options,
+        mut request: Request,
+    ) -> Result<Self, Problem> {
+        let ticket = access::Ticket::take(app, principal)?;
+        request.traceparent = options.traceparent;
+        let mut call = RelayCall::new(request);
+        if let Some(wait) = options.wait {
+            call = call.with_wait(wait);
+        }
+        let applied = options.wait.map(|_| call.wait);
+        Ok(Self { call, applied, ticket })
+    }
 }
 
 /// Understands a call, makes it, and counts how far it came.
-async fn counted<F>(call: Call, understand: impl FnOnce(Call) -> F) -> Result<Reply, Problem>
+fn counted<F>(
+    call: Call,
+    understand: impl FnOnce(Call) -> F,
+) -> impl Future<Output = Result<Reply, Problem>> + Send
 where
-    F: Future<Output = Result<Ready, Problem>>,
+    F: Future<Output = Result<Ready, Problem>> + Send,
 {
     let start = now();
     let app = call.app.clone();
-    // In a box of its own, which is gone while the answer is awaited.
-    let understood = Box::pin(understand(call)).await;
-    let (outcome, result) = match understood {
-        Ok(ready) => make(&app, ready).await,
-        Err(problem) => (None, Err(problem)),
-    };
-    let result = result.map_err(Problem::of_call);
-    let outcome = match (&result, outcome) {
-        (_, Some(outcome)) => outcome,
-        (Err(problem), None) => problem.outcome(),
-        (Ok(_), None) => Outcome::Answered,
-    };
-    app.metrics.call(outcome, start.elapsed());
-    result
-}
-
-async fn make(app: &Arc<App>, ready: Ready) -> (Option<Outcome>, Result<Reply, Problem>) {
-    let Ready { principal, options: Options { wait, traceparent }, mut request } = ready;
-    let _ticket = match access::Ticket::take(app, &principal) {
-        Ok(ticket) => ticket,
-        Err(problem) => return (None, Err(problem)),
-    };
-    drop(principal);
-    request.traceparent = traceparent;
-    let mut call = RelayCall::new(request);
-    if let Some(wait) = wait {
-        call = call.with_wait(wait);
-    }
-    let applied = wait.map(|_| call.wait);
-    match app.relay.request(call).await {
-        Ok(answer) => (Some(Outcome::Answered), reply(answer.id, answer.response, applied)),
-        Err(error) => (Some(error.error.outcome()), Err(Problem::from(error))),
+    // In a box of its own, which is gone while the answer is awaited: that wait is to cost little.
+    let understood = Box::pin(understand(call));
+    async move {
+        let result = match understood.await {
+            Ok(Ready { call, applied, ticket }) => {
+                let result = app.relay.request(call).await;
+                drop(ticket);
+                match result {
+                    Ok(answer) => reply(answer.id, answer.response, applied),
+                    Err(error) => Err(Problem::from(error)),
+                }
+            }
+            Err(problem) => Err(problem),
+        };
+        let result = result.map_err(Problem::of_call);
+        let outcome = result.as_ref().map_or_else(Problem::outcome, |_| Outcome::Answered);
+        app.metrics.call(outcome, start.elapsed());
+        result
     }
 }
 

@@ -136,7 +136,8 @@ async fn finish(mut stream: TcpStream, end: End, link: &Link) {
     }
     let _ = timeout(LINGER, async {
         let mut rest = LINGER_BYTES;
-        let mut scrap = [0u8; 1024];
+        // Not in the task itself: every connection would carry it from its first byte on.
+        let mut scrap = vec![0u8; 4096];
         while let Ok(read @ 1..) = stream.read(&mut scrap).await {
             rest = rest.saturating_sub(read);
             if rest == 0 {
