@@ -384,3 +384,30 @@ async fn dropping_a_server_that_runs_closes_its_connections() {
     wire.closed().await;
     eventually(|| std::net::TcpStream::connect(rig.address).is_err()).await;
 }
+
+#[tokio::test]
+async fn b4_bodies_that_are_being_read_have_a_bound_together() {
+    let rig = Rig::with(|config| config.http.max_reading = 100_000).await;
+    let mut slow = Vec::new();
+    for _ in 0..4 {
+        let mut wire = rig.wire().await;
+        wire.send(&head("POST", "/http-bind", "", &[], Some(100_000))).await;
+        wire.send(&[b' '; 40_000]).await;
+        slow.push(wire);
+    }
+    let mut refused = 0;
+    for wire in &mut slow {
+        if !wire.is_open_after(SHORT).await {
+            let got = wire.read().await.unwrap();
+            got.expect(503, "overloaded");
+            assert!(got.field("retry-after").is_some());
+            refused += 1;
+        }
+    }
+    assert_eq!(refused, 2);
+    // What is there already is taken, and room is given back.
+    drop(slow);
+    connections(&rig, 1).await;
+    let got = rig.call("POST", "/http-bind", "", &[], &[b' '; 90_000]).await;
+    assert_ne!(got.status, 503, "{got:?}");
+}

@@ -53,6 +53,9 @@ pub struct HttpLimits {
     pub max_json: usize,
     /// A device table to import, in bytes (8 MiB); more is 413.
     pub max_import: usize,
+    /// Bodies that are being read, all together, in bytes (256 MiB); one more is 503. It keeps many who each send a
+    /// little of a large body from filling the memory.
+    pub max_reading: usize,
     /// How long a request's head may take (10 s), and how long somebody without a credential may stay idle.
     pub head_timeout: Duration,
     /// How long a connection may rest between two requests (90 s). Shorter than a client's own pool keeps
@@ -86,6 +89,7 @@ impl Default for HttpLimits {
             max_body: 1024 * 1024,
             max_json: 64 * 1024,
             max_import: 8 * 1024 * 1024,
+            max_reading: 256 * 1024 * 1024,
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(90),
             body_idle_timeout: Duration::from_secs(10),
@@ -277,6 +281,7 @@ settings! {
     max_body: usize => |config, value| config.http.max_body = value;
     max_json: usize => |config, value| config.http.max_json = value;
     max_import: usize => |config, value| config.http.max_import = value;
+    max_reading: usize => |config, value| config.http.max_reading = value;
     head_timeout: Seconds => |config, value| config.http.head_timeout = value.0;
     idle_timeout: Seconds => |config, value| config.http.idle_timeout = value.0;
     body_idle_timeout: Seconds => |config, value| config.http.body_idle_timeout = value.0;

@@ -72,7 +72,7 @@ pub(super) async fn import(call: Call) -> Result<Reply, Problem> {
     };
     let Call { app, parts, body, .. } = call;
     drop(parts);
-    let bytes = body::read(body, app.limits.max_import, &app.limits).await?;
+    let bytes = body::read(body, app.limits.max_import, &app).await?;
     // A large table takes a moment, which is not to be the network's.
     let table = tokio::task::spawn_blocking(move || read(&bytes))
         .await

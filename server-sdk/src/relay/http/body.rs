@@ -4,7 +4,9 @@ use std::{
     convert::Infallible,
     future::poll_fn,
     pin::Pin,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -12,8 +14,10 @@ use http::header;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, timeout_at};
 
-use super::problem::{Code, Problem};
-use crate::relay::config::HttpLimits;
+use super::{
+    App,
+    problem::{Code, Problem},
+};
 
 /// An answer.
 pub(super) type Reply = http::Response<ReplyBody>;
@@ -70,11 +74,49 @@ pub(super) fn refuse_encoded(headers: &http::HeaderMap) -> Result<(), Problem> {
     }
 }
 
+/// What bodies that are being read may take, all together.
+#[derive(Debug)]
+pub(super) struct Reading {
+    taken: AtomicUsize,
+    max: usize,
+}
+
+impl Reading {
+    pub(super) const fn new(max: usize) -> Self {
+        Self { taken: AtomicUsize::new(0), max }
+    }
+}
+
+/// One body's part of it, given back when dropped.
+struct Share<'a> {
+    all: &'a Reading,
+    size: usize,
+}
+
+impl Share<'_> {
+    fn grow(&mut self, by: usize) -> Result<(), Problem> {
+        self.size += by;
+        if self.all.taken.fetch_add(by, Relaxed) + by > self.all.max {
+            return Err(Problem::new(Code::Overloaded, "too much is being sent to the relay at once")
+                .retry_after(Duration::from_secs(1))
+                .closing());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        self.all.taken.fetch_sub(self.size, Relaxed);
+    }
+}
+
 /// Reads a body of at most `max` bytes.
 ///
 /// # Errors
-/// 413 as soon as the size is known or the byte over the bound came; 408 if it comes too slowly.
-pub(super) async fn read(mut body: Incoming, max: usize, limits: &HttpLimits) -> Result<Bytes, Problem> {
+/// 413 as soon as the size is known or the byte over the bound came; 408 if it comes too slowly; 503 if there is no
+/// memory for it.
+pub(super) async fn read(mut body: Incoming, max: usize, app: &App) -> Result<Bytes, Problem> {
     let announced = body.size_hint().lower();
     if announced > max as u64 {
         return Err(too_large(max));
@@ -94,18 +136,16 @@ pub(super) async fn read(mut body: Incoming, max: usize, limits: &HttpLimits) ->
             if body.is_end_stream() || bytes.len() as u64 == announced {
                 return Ok(if bytes.len() <= COPIED { Bytes::copy_from_slice(&bytes) } else { bytes });
             }
-            Box::pin(read_on(body, bytes, max, limits)).await
+            Box::pin(read_on(body, bytes, max, app)).await
         }
-        Poll::Pending => Box::pin(read_on(body, Bytes::new(), max, limits)).await,
+        Poll::Pending => Box::pin(read_on(body, Bytes::new(), max, app)).await,
     }
 }
 
-async fn read_on(
-    mut body: Incoming,
-    begun: Bytes,
-    max: usize,
-    limits: &HttpLimits,
-) -> Result<Bytes, Problem> {
+async fn read_on(mut body: Incoming, begun: Bytes, max: usize, app: &App) -> Result<Bytes, Problem> {
+    let limits = &app.limits;
+    let mut share = Share { all: &app.reading, size: 0 };
+    share.grow(begun.len())?;
     // What is announced is not yet there: memory follows what came.
     let mut all = BytesMut::from(&*begun);
     drop(begun);
@@ -113,9 +153,9 @@ async fn read_on(
     let mut last = start;
     loop {
         let by_rate = start
-            + limits.body_idle_timeout.max(std::time::Duration::from_secs_f64(
-                all.len() as f64 / f64::from(limits.body_min_rate.max(1)),
-            ));
+            + limits
+                .body_idle_timeout
+                .max(Duration::from_secs_f64(all.len() as f64 / f64::from(limits.body_min_rate.max(1))));
         let deadline = (last + limits.body_idle_timeout).min(start + limits.body_timeout).min(by_rate);
         let frame = timeout_at(deadline, poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)));
         let Ok(frame) = frame.await else {
@@ -127,6 +167,7 @@ async fn read_on(
         if all.len() + bytes.len() > max {
             return Err(too_large(max));
         }
+        share.grow(bytes.len())?;
         all.extend_from_slice(&bytes);
         last = Instant::now();
     }

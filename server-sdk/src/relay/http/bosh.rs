@@ -37,7 +37,7 @@ pub(super) fn exchange(call: Call) -> impl Future<Output = Result<Reply, Problem
         app.metrics.bosh_posts.fetch_add(1, Relaxed);
         encoded?;
         let bytes =
-            body::read(body, app.limits.max_bosh_body, &app.limits).await.map_err(Problem::for_any_origin)?;
+            body::read(body, app.limits.max_bosh_body, &app).await.map_err(Problem::for_any_origin)?;
         let mut exchange = app.bosh.exchange(Post::new(bytes, place.link.peer.to_canonical(), false));
         // Held means that the manager knows the session: this is no stranger's connection.
         let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut exchange).poll(cx))).await;

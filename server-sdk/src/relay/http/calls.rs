@@ -217,7 +217,7 @@ async fn payload(call: Call) -> Result<Body, Problem> {
     body::refuse_encoded(&parts.headers)?;
     let content_type = text_of(&parts.headers, &header::CONTENT_TYPE)?.unwrap_or("").to_owned();
     drop(parts);
-    let bytes = body::read(body, app.limits.max_body, &app.limits).await?;
+    let bytes = body::read(body, app.limits.max_body, &app).await?;
     Ok(Body::new(&content_type, bytes))
 }
 
@@ -236,7 +236,7 @@ impl Asked {
         let max = app.limits.max_body;
         // Base64 and escapes make a body longer in JSON than it is.
         let size = max.saturating_mul(2).saturating_add(app.limits.max_json);
-        let bytes = body::read(body, size, &app.limits).await?;
+        let bytes = body::read(body, size, &app).await?;
         let value =
             parse(&bytes, &Limits::default().with_any_text().with_size(size)).map_err(Problem::from)?;
         drop(bytes);

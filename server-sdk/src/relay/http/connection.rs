@@ -6,7 +6,7 @@
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::Poll,
     time::Duration,
 };
@@ -103,6 +103,9 @@ pub(super) async fn serve(stream: TcpStream, place: Arc<Place>, edge: Edge) {
             .await
         };
         // The machine goes now, with its buffers and the call that may still run in it; the socket stays.
+        if end == End::Shed {
+            app.metrics.refused.fetch_add(1, Relaxed);
+        }
         (end, connection.into_parts().io.into_inner().stream)
     };
     finish(stream, end, link).await;

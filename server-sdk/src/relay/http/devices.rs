@@ -61,7 +61,7 @@ pub(super) async fn register(call: Call, device: DeviceId) -> Result<Reply, Prob
     expect_json(&call.parts.headers)?;
     let Call { app, parts, body, .. } = call;
     drop(parts);
-    let bytes = body::read(body, app.limits.max_json, &app.limits).await?;
+    let bytes = body::read(body, app.limits.max_json, &app).await?;
     let registration = Registration::from_json(&bytes).map_err(Problem::from)?;
     drop(bytes);
     let registered = app.store.register(&device, &registration, SystemTime::now()).await?;
@@ -98,7 +98,7 @@ pub(super) async fn respond(call: Call, request: RequestId) -> Result<Reply, Pro
     let content_type = text_of(&call.parts.headers, &header::CONTENT_TYPE)?.map(str::to_owned);
     let Call { app, parts, body, .. } = call;
     drop(parts);
-    let bytes = body::read(body, app.limits.max_body, &app.limits).await?;
+    let bytes = body::read(body, app.limits.max_body, &app).await?;
     let body = (content_type.is_some() || !bytes.is_empty())
         .then(|| Body::new(content_type.as_deref().unwrap_or(""), bytes));
     let disposition = app.relay.respond(&device, &request, Response::new(status, body));
@@ -122,7 +122,7 @@ pub(super) async fn object(call: Call) -> Result<Map<String, Value>, Problem> {
     expect_json(&call.parts.headers)?;
     let Call { app, parts, body, .. } = call;
     drop(parts);
-    let bytes = body::read(body, app.limits.max_json, &app.limits).await?;
+    let bytes = body::read(body, app.limits.max_json, &app).await?;
     match parse(&bytes, &Limits::default().with_size(app.limits.max_json))? {
         Value::Object(members) => Ok(members),
         _ => Err(InvalidJson::new("", "is not an object").into()),

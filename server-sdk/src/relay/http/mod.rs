@@ -40,6 +40,7 @@ use hyper::{body::Incoming, server::conn::http1, service::Service};
 use relay_core::{Relay, store::Store};
 use serde_json::Value;
 use tokio::time::Instant;
+use tracing::Instrument;
 use transport_bosh::ConnectionManager;
 
 use self::{
@@ -70,6 +71,7 @@ pub(crate) struct App {
     http: http1::Builder,
     door: Arc<Door>,
     metrics: Metrics,
+    reading: body::Reading,
     in_flight: access::InFlight,
     directory: Directory,
     stopping: AtomicBool,
@@ -92,6 +94,7 @@ impl App {
             http: connection::builder(&limits),
             door: Arc::new(Door::new(limits.max_strangers, limits.head_timeout)),
             metrics: Metrics::default(),
+            reading: body::Reading::new(limits.max_reading),
             in_flight: access::InFlight::new(limits.service_in_flight),
             directory,
             stopping: AtomicBool::new(false),
@@ -137,6 +140,9 @@ impl Service<http::Request<Incoming>> for Edge {
         self.place.link.busy();
         let (parts, body) = request.into_parts();
         let path = parts.uri.path();
+        let _span =
+            tracing::debug_span!("http.request", peer = %self.place.link.peer, method = %parts.method, ?path)
+                .entered();
         if parts.uri.path_and_query().map_or(0, |target| target.as_str().len()) > self.app.limits.max_target {
             let words = format!("the target has more than {} bytes", self.app.limits.max_target);
             return self.refuse(&parts, Problem::new(Code::UriTooLong, words).closing());
@@ -175,23 +181,25 @@ impl Edge {
     /// Boxes a call, once.
     fn answer(&self, call: impl Future<Output = Result<Reply, Problem>> + Send + 'static) -> Answer {
         let (app, place) = (self.app.clone(), self.place.clone());
-        Box::pin(async move {
+        let answer = async move {
             let reply = match AssertUnwindSafe(call).catch_unwind().await {
                 Ok(Ok(reply)) => reply,
                 Ok(Err(problem)) => {
-                    tracing::debug!(peer = %place.link.peer, %problem, "refused");
+                    tracing::debug!(%problem, "refused");
                     problem.reply()
                 }
                 // A bug, or a hook of the host's: that call fails, nothing else notices.
                 Err(_) => {
-                    tracing::error!(peer = %place.link.peer, "a call panicked");
+                    tracing::error!("a call panicked");
                     Problem::new(Code::Internal, "the relay failed in this call").closing().reply()
                 }
             };
             app.metrics.answer(reply.status());
             place.link.idle();
+            tracing::debug!(status = reply.status().as_u16(), "answered");
             Ok(reply)
-        })
+        };
+        Box::pin(answer.in_current_span())
     }
 
     fn refuse(&self, parts: &Parts, problem: Problem) -> Answer {
