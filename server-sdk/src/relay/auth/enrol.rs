@@ -17,7 +17,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Mutex, Semaphore};
 
-use super::{ITERATIONS, Inner, completes, sha256};
+use super::{ITERATIONS, Inner, completes, rate::NotNow, sha256};
 
 /// Bytes of salt.
 pub(super) const SALT: usize = 16;
@@ -141,10 +141,13 @@ pub(super) async fn enrol(
     pin: &Secret,
     source: IpAddr,
 ) -> Result<Secret, EnrolError> {
-    inner.rate.take(source).map_err(|retry_after| EnrolError::TooMany { retry_after })?;
+    let one = inner.rate.begin(source).await.map_err(|not_now| match not_now {
+        NotNow::Failed(retry_after) => EnrolError::TooMany { retry_after },
+        NotNow::Busy(retry_after) => EnrolError::Busy { retry_after },
+    })?;
     let done = spend(inner, device, pin).await;
     if !matches!(done, Err(EnrolError::Refused)) {
-        inner.rate.give_back(source);
+        one.succeeded();
     }
     done
 }
