@@ -176,7 +176,7 @@ fn a_service_reaches_a_printer_behind_the_nat_also_after_what_keeps_others_hangi
     // A client without recovery, in the same place: it works as long as nothing happens.
     let token = nat.at(Side::Device, || relay::enrol(relay.address, "control", &control_pin));
     let mut control = nat.at(Side::Device, || RawDevice::log_in(relay.address, "control", &token));
-    let control_line = control.connection();
+    let control_lines = control.connections();
     let (sender, control_heard) = channel();
     let listening = thread::spawn(move || {
         while let Ok(pushed) = control.pushed() {
@@ -209,7 +209,7 @@ fn a_service_reaches_a_printer_behind_the_nat_also_after_what_keeps_others_hangi
         "pushes got through after {first:.1?}, after the NAT forgot its flows {after_flush:.1?}, after the relay was \
          killed {after_kill:.1?}; the control hung both times"
     );
-    control_line.shutdown(std::net::Shutdown::Both).unwrap();
+    control_lines.iter().for_each(|line| line.shutdown(std::net::Shutdown::Both).unwrap());
     listening.join().unwrap();
     drop(relay);
 }

@@ -16,7 +16,7 @@ const ENROLLING: usize = 4;
 
 /// The administrator's key, which a relay leaves in its data folder.
 pub(crate) fn administrator(data: &Path) -> Result<String, String> {
-    let file = data.join("admin.key");
+    let file = data.join("administrator.key");
     let key = fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
     Ok(key.trim().to_owned())
 }
