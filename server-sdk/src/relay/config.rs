@@ -428,4 +428,42 @@ mod tests {
         assert!(load("idle_timeout = -1", &[]).is_err());
         assert!(load("domain = 'a b'", &[]).is_err());
     }
+
+    #[test]
+    fn every_setting_is_in_the_manual_and_every_setting_there_is_one() {
+        let manual = include_str!("../../../docs/configuration.md");
+        let named: Vec<&str> = manual
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `"))
+            .filter_map(|line| line.split('`').next())
+            .collect();
+        for key in Settings::KEYS {
+            assert_eq!(named.iter().filter(|name| *name == key).count(), 1, "{key}");
+        }
+        for name in named {
+            assert!(Settings::KEYS.contains(&name), "{name} is no setting");
+        }
+    }
+
+    #[test]
+    fn the_defaults_in_the_manual_are_the_defaults() {
+        let manual = include_str!("../../../docs/configuration.md");
+        let rows = manual.lines().filter_map(|line| line.strip_prefix("| `"));
+        let settings: String = rows
+            .filter(|row| !row.starts_with("max_connections"))
+            .map(|row| {
+                let mut cells = row.split('|').map(|cell| cell.trim().trim_matches('`'));
+                format!("{} = {}\n", cells.next().unwrap(), cells.next().unwrap())
+            })
+            .collect();
+        let (told, own) = (load(&settings, &[]).unwrap(), ServerConfig::default());
+        assert_eq!(format!("{told:#?}"), format!("{own:#?}"));
+        let bosh = |config: &ServerConfig| {
+            let bosh = &config.bosh;
+            let times =
+                [bosh.max_wait, bosh.inactivity, bosh.polling, bosh.polling_inactivity, bosh.max_pause];
+            (times, bosh.authentication, bosh.pending)
+        };
+        assert_eq!(bosh(&told), bosh(&own));
+    }
 }
