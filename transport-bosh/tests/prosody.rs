@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -74,10 +74,10 @@ impl Prosody {
     async fn resume(&mut self) {
         let child = self.command("prosody").stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         self.child = Some(child.expect("prosody is installed"));
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
         while tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
             let log = std::fs::read_to_string(self.folder.path().join("prosody.log")).unwrap_or_default();
-            assert!(Instant::now() < deadline, "prosody does not listen:\n{log}");
+            assert!(tokio::time::Instant::now() < deadline, "prosody does not listen:\n{log}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -252,9 +252,9 @@ async fn answers_over_wait_cycles_lost_answers_and_a_restart_of_the_server() {
     // The other client's session counts the seconds: each of its waits ends with an empty answer.
     let cycles = 20;
     let before = service.stats();
-    let deadline = Instant::now() + Duration::from_secs(120);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(120);
     while service.stats().empty_answers < before.empty_answers + cycles {
-        assert!(Instant::now() < deadline, "waits do not end: {:?}", service.stats());
+        assert!(tokio::time::Instant::now() < deadline, "waits do not end: {:?}", service.stats());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let after = service.stats();

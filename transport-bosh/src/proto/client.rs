@@ -32,154 +32,14 @@ pub mod login;
 mod scram;
 #[cfg(test)]
 mod tests;
+mod types;
 mod wrapper;
 
-pub use self::{end::End, wrapper::Granted};
-
-/// What a client asks for, and its bounds.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct ClientSettings {
-    /// The XMPP domain.
-    pub to: String,
-    /// The language of what people read (`en`).
-    pub language: String,
-    /// The longest that the peer is to hold a request (50 s). It must stay below the time-out of every proxy on the
-    /// way, most of which have 60 s; shorter costs rounds.
-    pub wait: Duration,
-    /// Requests to be held at once (1).
-    pub hold: u8,
-    /// Whether to tell the peer which answers came (XEP-0124 §9), so that it keeps no more of them than it must.
-    pub acks: bool,
-    /// The largest request made, in bytes (200 KiB), unless a single payload is larger.
-    pub max_request: usize,
-    /// The largest answer taken, in bytes (512 KiB).
-    pub max_reply: usize,
-    /// How much later than `wait` an answer is given up (10 s).
-    pub margin: Duration,
-    /// How long the creation of the session may take (20 s).
-    pub creation: Duration,
-    /// How long the next empty request waits for an answer to what has just come, so that one request carries that
-    /// and is then held (2 ms). Longer, pushes in between wait; zero, every answer costs a request more.
-    pub gather: Duration,
-    /// How long a goodbye may take (5 s).
-    pub farewell: Duration,
-}
-
-impl ClientSettings {
-    /// The defaults, for the domain `to`.
-    pub fn new(to: impl Into<String>) -> Self {
-        Self {
-            to: to.into(),
-            language: "en".into(),
-            wait: Duration::from_secs(50),
-            hold: 1,
-            acks: true,
-            max_request: 200 * 1024,
-            max_reply: 512 * 1024,
-            margin: Duration::from_secs(10),
-            creation: Duration::from_secs(20),
-            gather: Duration::from_millis(2),
-            farewell: Duration::from_secs(5),
-        }
-    }
-}
-
-/// Names one POST; a repeat of the same request is another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ExchangeId(u64);
-
-/// What happens to a session.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Input {
-    /// Create the session. The first input.
-    Open,
-    /// Send a payload. `tag` comes back in [`Output::Confirmed`].
-    Send {
-        /// The payload.
-        payload: Element,
-        /// What its sender calls it; tags must grow.
-        tag: Option<u64>,
-    },
-    /// The next request restarts the stream (XEP-0206 §5).
-    Restart,
-    /// Make no request on the session's own account until told otherwise: what came cannot be taken just now.
-    Hold(bool),
-    /// What waits for answers may be waiting on dead connections: ask again on new ones.
-    Refresh,
-    /// Say goodbye, with a last payload.
-    Close {
-        /// The payload.
-        payload: Option<Element>,
-    },
-    /// A POST was answered.
-    Replied {
-        /// Which.
-        exchange: ExchangeId,
-        /// The answer.
-        reply: Reply,
-    },
-    /// A POST came to no answer.
-    Failed {
-        /// Which.
-        exchange: ExchangeId,
-        /// How.
-        kind: ExchangeErrorKind,
-    },
-    /// The time of [`Output::WakeAt`] has come.
-    Woken,
-}
-
-/// What a session wants done, or says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Output {
-    /// POST this.
-    Post {
-        /// Its name.
-        exchange: ExchangeId,
-        /// What to post.
-        post: Post,
-    },
-    /// The answer to this POST does not matter any more: drop it, so that its connection is closed.
-    Abandon(ExchangeId),
-    /// The session is there.
-    Created {
-        /// Its SID.
-        sid: Box<str>,
-        /// What the peer granted.
-        granted: Granted,
-    },
-    /// The peer answered at BOSH level: a sign of life.
-    Alive,
-    /// A payload from the peer. Whatever is sent in reaction before the next output goes into the same request.
-    Payload(Element),
-    /// The peer has certainly got every payload up to this tag.
-    Confirmed(u64),
-    /// Whether requests get through.
-    Reachable(bool),
-    /// The session is over. Nothing follows but abandoned posts.
-    Ended(End),
-    /// Nothing more for now; come back at this time, or with the next input.
-    WakeAt(Option<Instant>),
-}
-
-/// How often things happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub struct ClientStats {
-    /// Requests made: RIDs used.
-    pub requests: u64,
-    /// POSTs of a request that had been posted before.
-    pub repeats: u64,
-    /// Answers taken, each RID counted once.
-    pub answers: u64,
-    /// Answers without a payload: mostly the ends of waits.
-    pub empty_answers: u64,
-    /// POSTs that came to no answer at BOSH level.
-    pub failures: u64,
-}
+pub use self::{
+    end::End,
+    types::{ClientSettings, ClientStats, ExchangeId, Input, Output},
+    wrapper::Granted,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -233,8 +93,8 @@ enum Phase {
 
 /// The first repeat is immediate, the next after one second, then two, and so on up to this.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(8);
-/// Answers to one request that are none at BOSH level, or recoverable errors, before the peer is given up. A proxy's
-/// page passes; a peer that always speaks so does not know BOSH.
+/// Answers to one request that are none at BOSH level, before the peer is given up. A proxy's page passes; a peer that
+/// always speaks so does not know BOSH.
 const MAX_GARBLED: u32 = 6;
 /// Inactivity assumed of a peer that names none.
 const DEFAULT_INACTIVITY: Duration = Duration::from_secs(120);
@@ -570,10 +430,6 @@ impl ClientMachine {
             self.terminated(i, wrapper, end);
         } else if wrapper.is_error() {
             // XEP-0124 §17.3: this one and every earlier one that is unanswered, the lowest first.
-            self.requests[i].garbled += 1;
-            if self.requests[i].garbled > MAX_GARBLED {
-                return self.end(End::Misbehaved("the peer cannot recover from an error"));
-            }
             for i in 0..=i {
                 self.supersede(i, true);
             }
@@ -744,10 +600,12 @@ impl ClientMachine {
         (self.granted.wait / 10).max(Duration::from_millis(200))
     }
 
-    /// When the peer has certainly given the session up: it held a request for `wait`, then waited for the next.
-    fn given_up_at(&self) -> Instant {
-        let asked = self.requests.front().map_or(self.last_answer, |request| request.first_posted);
-        self.last_answer.max(asked) + self.granted.wait + self.inactivity()
+    /// When the peer has certainly given the session up: it held a request for `wait`, then waited for the next. While
+    /// a POST is under way it may be held at this moment, so there is no such time.
+    fn given_up_at(&self) -> Option<Instant> {
+        let asked = self.requests.front()?.first_posted;
+        let under_way = self.requests.iter().any(|request| matches!(request.state, State::Posted { .. }));
+        (!under_way).then(|| self.last_answer.max(asked) + self.granted.wait + self.inactivity())
     }
 
     fn gap_repeat_at(&self) -> Option<Instant> {
@@ -763,7 +621,7 @@ impl ClientMachine {
         let now = self.now;
         match self.phase {
             Phase::Closing { until } if now >= until => return self.end(End::Closed),
-            Phase::Open if self.unanswered() > 0 && now >= self.given_up_at() => {
+            Phase::Open if self.given_up_at().is_some_and(|at| now >= at) => {
                 return self.end(End::Silent);
             }
             Phase::Idle | Phase::Ended => return,
@@ -792,19 +650,14 @@ impl ClientMachine {
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        let mut earliest: Option<Instant> = None;
-        let mut at = |instant: Instant| earliest = Some(earliest.map_or(instant, |e| e.min(instant)));
-        match self.phase {
+        let mut earliest = match self.phase {
             Phase::Idle | Phase::Ended => return None,
-            Phase::Closing { until } => at(until),
-            Phase::Open if self.requests.is_empty() => {
-                if !self.hold {
-                    at(self.poll_not_before);
-                }
-            }
-            Phase::Open => at(self.given_up_at()),
-            Phase::Creating => {}
-        }
+            Phase::Closing { until } => Some(until),
+            Phase::Open if self.requests.is_empty() => (!self.hold).then_some(self.poll_not_before),
+            Phase::Open => self.given_up_at(),
+            Phase::Creating => None,
+        };
+        let mut at = |instant: Instant| earliest = Some(earliest.map_or(instant, |e| e.min(instant)));
         for request in &self.requests {
             match request.state {
                 State::Due(due) => at(due),

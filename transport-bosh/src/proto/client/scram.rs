@@ -68,7 +68,8 @@ impl Scram {
             return Err(ScramError::Nonce);
         }
         let salt = STANDARD.decode(salt).map_err(|_| ScramError::Malformed)?;
-        if salt.is_empty() || iterations.len() > 10 || !iterations.bytes().all(|b| b.is_ascii_digit()) {
+        let digits = (1..=10).contains(&iterations.len()) && iterations.bytes().all(|b| b.is_ascii_digit());
+        if salt.is_empty() || !digits {
             return Err(ScramError::Malformed);
         }
         let iterations = iterations.parse().unwrap_or(u32::MAX);
