@@ -135,7 +135,7 @@ impl<P> Manager<P> {
             held,
             early: Vec::new(),
             gap_since: None,
-            replay: Replay::new(terms.requests.into()),
+            replay: Replay::new(terms.requests.into(), terms.acks),
             out: VecDeque::new(),
             out_bytes: 0,
             pushed: 0,
@@ -427,9 +427,12 @@ impl<P> Manager<P> {
         true
     }
 
-    /// XEP-0124 §11: a client with `requests` at once unanswered has, on sending one more, the answers to all but the
-    /// last of them.
+    /// XEP-0124 §11, §14.2: a client sends no RID further than `requests` beyond those whose answers it has. One that does
+    /// loses what is lost on the way. With acknowledgements it says what it has, and nothing is inferred.
     fn confirm_window(&mut self, request: &Request<P>) {
+        if self.terms.acks {
+            return;
+        }
         let outstanding = u64::from(self.terms.requests) + u64::from(request.may_exceed());
         self.confirm(request.rid.minus(outstanding));
     }
@@ -452,7 +455,7 @@ impl<P> Manager<P> {
             return;
         }
         self.confirm(ack);
-        self.replay.forget_up_to(ack);
+        self.replay.acknowledge(ack);
         if let Some(missed) = self.replay.find(ack.next())
             && !missed.reported
             && now.saturating_duration_since(missed.at) >= REPORT_AFTER

@@ -4,6 +4,8 @@ use std::{collections::VecDeque, fmt, time::Instant};
 
 use bytes::Bytes;
 
+use crate::wire::body::{self, AnswerTag};
+
 /// A BOSH request ID: 53 bits, because JavaScript clients count in doubles (XEP-0124 §14.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rid(u64);
@@ -70,25 +72,44 @@ pub(crate) struct Answered {
     pub(crate) repeats: u8,
     /// Whether the client was told that it seems to have missed it.
     pub(crate) reported: bool,
+    /// Whether the client said that it has it.
+    pub(crate) acknowledged: bool,
 }
 
-/// The most recent answers, so that one lost on the way can be given again (XEP-0124 §14.3).
+/// The most recent answers, so that one lost on the way can be given again (XEP-0124 §14.3): the last few, and with
+/// acknowledgements all that the client has not said it has, within bounds.
 #[derive(Debug)]
 pub(crate) struct Replay {
     answers: VecDeque<Answered>,
     depth: usize,
+    acks: bool,
 }
 
+/// Answers kept for a client that acknowledges nothing although it said it would.
+const MAX_UNACKNOWLEDGED: usize = 64;
+/// Bytes of them, at which the older ones go.
+const MAX_UNACKNOWLEDGED_BYTES: usize = 1024 * 1024;
+/// An answer that the client has is kept no longer if it is larger than this: only a request that was repeated on the
+/// way can still ask for it, and nobody reads what that gets.
+const LARGE: usize = 512;
+
 impl Replay {
-    pub(crate) const fn new(depth: usize) -> Self {
-        Self { answers: VecDeque::new(), depth }
+    pub(crate) const fn new(depth: usize, acks: bool) -> Self {
+        Self { answers: VecDeque::new(), depth, acks }
     }
 
     pub(crate) fn store(&mut self, answer: Answered) {
-        while self.answers.len() >= self.depth {
+        self.answers.push_back(answer);
+        while self.answers.len() > self.depth && self.may_drop_first() {
             self.answers.pop_front();
         }
-        self.answers.push_back(answer);
+    }
+
+    fn may_drop_first(&self) -> bool {
+        !self.acks
+            || self.answers.front().is_some_and(|first| first.acknowledged)
+            || self.answers.len() > MAX_UNACKNOWLEDGED
+            || self.bytes() > MAX_UNACKNOWLEDGED_BYTES
     }
 
     pub(crate) fn find(&mut self, rid: Rid) -> Option<&mut Answered> {
@@ -100,9 +121,17 @@ impl Replay {
         self.answers.iter().filter(|answer| answer.rid <= rid).map(|answer| answer.pushed).max()
     }
 
-    /// Forgets the answers up to `rid`: the client has them.
-    pub(crate) fn forget_up_to(&mut self, rid: Rid) {
-        self.answers.retain(|answer| answer.rid > rid);
+    /// The client has the answers up to `rid`.
+    pub(crate) fn acknowledge(&mut self, rid: Rid) {
+        for answer in self.answers.iter_mut().filter(|answer| answer.rid <= rid) {
+            answer.acknowledged = true;
+            if answer.body.len() > LARGE {
+                answer.body = body::answer(&AnswerTag::default(), &[]);
+            }
+        }
+        while self.answers.len() > self.depth && self.may_drop_first() {
+            self.answers.pop_front();
+        }
     }
 
     pub(crate) fn bytes(&self) -> usize {

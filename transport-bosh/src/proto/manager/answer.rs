@@ -62,6 +62,7 @@ impl<P> Manager<P> {
             pushed: self.pushed - self.unsent,
             repeats: oldest.repeats,
             reported: false,
+            acknowledged: false,
         });
         if let Some(exchange) = oldest.exchange {
             self.outputs.push_back(Output::Respond { exchange, status: 200, body });
@@ -113,6 +114,7 @@ impl<P> Manager<P> {
                     pushed: self.pushed - self.unsent,
                     repeats: held.repeats,
                     reported: false,
+                    acknowledged: false,
                 });
             }
             if let Some(exchange) = held.exchange {
@@ -205,7 +207,7 @@ impl<P> Manager<P> {
         self.early = Vec::new();
         self.out = VecDeque::new();
         self.out_bytes = 0;
-        self.replay = Replay::new(0);
+        self.replay = Replay::new(0, false);
         self.gap_since = None;
         self.idle_since = None;
         // What the last requests carried is handled before the end is heard of.

@@ -67,13 +67,47 @@ fn a4_a5_f22_acks_that_nobody_agreed_on_or_that_cannot_be_change_nothing() {
 fn a5_an_ack_confirms_pushes_and_frees_the_answers_kept() {
     let mut d = Driver::with("wait='50' hold='1' ver='1.11' ack='1'");
     d.post(1, &[]);
-    d.push("<p/>");
-    let kept = d.manager.buffered();
+    let big = format!("<p>{}</p>", "x".repeat(1_000));
+    d.manager.push(Piece::new(big.as_str()));
+    d.settle();
+    assert!(d.manager.buffered() > 1_000);
     let mut request = d.make(2, &[]);
     request.ack = Some(1001);
     d.send(request);
     assert_eq!(d.confirmed(), Some(1));
-    assert!(d.manager.buffered() < kept);
+    assert!(d.manager.buffered() < 512);
+    // A copy of the first request that comes late is no reason to end the session.
+    d.answers();
+    let late = d.post(1, &[]);
+    assert_eq!(d.answers()[0].0, late);
+    assert_eq!(d.ended(), None);
+}
+
+#[test]
+fn i6_with_acks_every_answer_that_the_client_lacks_is_kept() {
+    let mut d = Driver::with("wait='50' hold='1' ver='1.11' ack='1'");
+    d.post(1, &[]);
+    d.push("<lost/>");
+    d.answers();
+    for i in 2..=40 {
+        let mut request = d.make(i, &[]);
+        request.ack = Some(1000);
+        d.send(request);
+        d.push("<p/>");
+    }
+    d.answers();
+    assert_eq!(d.confirmed(), None);
+    let again = d.post(1, &[]);
+    assert_eq!(d.answers(), one(again, &with("<lost/>")));
+    // But not for ever.
+    for i in 41..=70 {
+        let mut request = d.make(i, &[]);
+        request.ack = Some(1000);
+        d.send(request);
+        d.push("<p/>");
+    }
+    d.post(1, &[]);
+    assert_eq!(d.ended(), Some(End::Failed(TerminalCondition::ItemNotFound)));
 }
 
 #[test]
