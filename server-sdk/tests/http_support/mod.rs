@@ -62,7 +62,11 @@ impl Rig {
         let serving = relay.clone();
         tokio::spawn(async move { serving.serve(Box::new(listener)).await });
         let address = server.addresses()[0];
-        let admin = server.administrator_key().unwrap().expose().to_owned();
+        let admin = match (server.administrator_key(), server.administrator_key_file()) {
+            (Some(key), _) => key.expose().to_owned(),
+            (None, Some(file)) => std::fs::read_to_string(file).unwrap().trim().to_owned(),
+            (None, None) => String::new(),
+        };
         let (stop, stopped) = oneshot::channel::<()>();
         let run = tokio::spawn(server.run(async move { drop(stopped.await) }));
         Self { address, admin, relay, auth, connector, stop: Some(stop), run: Some(run) }
