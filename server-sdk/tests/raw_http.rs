@@ -258,3 +258,23 @@ async fn t7_garbage_never_takes_the_relay_down() {
     }
     tokio::time::timeout(Duration::from_secs(5), rig.get("/healthz", "")).await.expect("it serves");
 }
+
+#[tokio::test]
+async fn t34_a_trusted_proxy_says_whom_it_speaks_for() {
+    let rig = Rig::with(|config| {
+        config.http.enrolments_per_minute = 1;
+        config.http.max_strangers = 1;
+        config.http.head_timeout = Duration::from_secs(60);
+        config.trusted_proxies = vec!["127.0.0.1".parse().unwrap()];
+    })
+    .await;
+    // Its connections are no strangers'.
+    let (_one, _two) = (rig.wire().await, rig.wire().await);
+    let body = br#"{"device_id":"d","pin":"1"}"#;
+    let mut statuses = Vec::new();
+    for forwarded in ["203.0.113.1", "203.0.113.2", "1.1.1.1, 203.0.113.2"] {
+        let fields = [("content-type", "application/json"), ("x-forwarded-for", forwarded)];
+        statuses.push(rig.call("POST", "/v1/enroll", "", &fields, body).await.status);
+    }
+    assert_eq!(statuses, [401, 401, 429]);
+}

@@ -3,8 +3,9 @@
 
 use std::{
     fmt::Display,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
@@ -25,6 +26,9 @@ pub struct ServerConfig {
     /// Whether to serve plain HTTP on addresses other than loopback (no). Tokens and data then cross the network
     /// readable by all on the way, unless something in front of the relay does TLS.
     pub allow_plaintext: bool,
+    /// Proxies in front of the relay (none). Of a connection from one of these addresses, `X-Forwarded-For` says who the
+    /// peer is and `X-Forwarded-Proto` whether it came over TLS; of any other, both are ignored.
+    pub trusted_proxies: Vec<IpAddr>,
     /// Bounds of the HTTP side.
     pub http: HttpLimits,
     /// Bounds and times of the engine.
@@ -111,6 +115,7 @@ impl Default for ServerConfig {
             data: PathBuf::from("relay-data"),
             domain: "localhost".into(),
             allow_plaintext: false,
+            trusted_proxies: Vec::new(),
             http: HttpLimits::default(),
             relay: RelayConfig::default(),
             bosh: BoshServerConfig::default(),
@@ -268,10 +273,11 @@ macro_rules! settings {
 }
 
 settings! {
-    listen: OneOrMany => |config, value| config.listen = value.0;
+    listen: OneOrMany<SocketAddr> => |config, value| config.listen = value.0;
     data: PathBuf => |config, value| config.data = value;
     domain: String => |config, value| config.domain = value;
     allow_plaintext: bool => |config, value| config.allow_plaintext = value;
+    trusted_proxies: OneOrMany<IpAddr> => |config, value| config.trusted_proxies = value.0;
     drain_grace: Seconds => |config, value| config.drain_grace = value.0;
     drain_retry_after: Seconds => |config, value| config.drain_retry_after = value.0;
 
@@ -358,12 +364,25 @@ impl<'de> Deserialize<'de> for Seconds {
 
 /// An address, or several: a list, or divided by commas.
 #[derive(Debug)]
-struct OneOrMany(Vec<SocketAddr>);
+struct OneOrMany<T>(Vec<T>);
 
-impl<'de> Deserialize<'de> for OneOrMany {
+/// What an address looks like.
+trait Example: FromStr {
+    const EXAMPLE: &str;
+}
+
+impl Example for SocketAddr {
+    const EXAMPLE: &str = "an address with a port, like 127.0.0.1:8080";
+}
+
+impl Example for IpAddr {
+    const EXAMPLE: &str = "an address, like 127.0.0.1";
+}
+
+impl<'de, T: Example> Deserialize<'de> for OneOrMany<T> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        #[serde(untagged, expecting = "an address like \"127.0.0.1:8080\" or a list of them is needed")]
+        #[serde(untagged, expecting = "a string or a list of strings is needed")]
         enum Texts {
             One(String),
             Many(Vec<String>),
@@ -374,9 +393,7 @@ impl<'de> Deserialize<'de> for OneOrMany {
         };
         let parse = |text: String| {
             let text = text.trim();
-            text.parse().map_err(|_| {
-                serde::de::Error::custom(format!("{text:?} is no address with a port, like 127.0.0.1:8080"))
-            })
+            text.parse().map_err(|_| serde::de::Error::custom(format!("{text:?} is not {}", T::EXAMPLE)))
         };
         texts.into_iter().map(parse).collect::<Result<_, _>>().map(Self)
     }

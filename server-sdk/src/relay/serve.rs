@@ -164,7 +164,8 @@ impl Server {
         let (manager, bosh) = ConnectionManager::new(bosh, Arc::new(auth.clone()));
         let directory = Directory::new(auth.clone()).await?;
         let room = config.http.max_connections.unwrap_or_else(|| listen::room(descriptors()));
-        let app = Arc::new(App::new(relay, store, auth, directory, manager, config.http));
+        let app =
+            Arc::new(App::new(relay, store, auth, directory, manager, config.http, config.trusted_proxies));
         let mut listeners = Vec::new();
         let mut addresses = Vec::new();
         for address in config.listen {

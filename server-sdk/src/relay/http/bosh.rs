@@ -21,7 +21,7 @@ use super::{
 /// Thousands of these wait at any time: the head is gone before the future is made, which carries the body alone, and
 /// that only until it is read.
 pub(super) fn exchange(call: Call) -> impl Future<Output = Result<Reply, Problem>> + Send {
-    let Call { app, place, parts, body } = call;
+    let Call { app, place, peer, parts, body } = call;
     let encoded = body::refuse_encoded(&parts.headers).map_err(Problem::for_any_origin);
     let at_once = match parts.method {
         Method::POST => None,
@@ -38,7 +38,7 @@ pub(super) fn exchange(call: Call) -> impl Future<Output = Result<Reply, Problem
         encoded?;
         let bytes =
             body::read(body, app.limits.max_bosh_body, &app).await.map_err(Problem::for_any_origin)?;
-        let mut exchange = app.bosh.exchange(Post::new(bytes, place.link.peer.to_canonical(), false));
+        let mut exchange = app.bosh.exchange(Post::new(bytes, peer.address, peer.secure));
         // Held means that the manager knows the session: this is no stranger's connection.
         let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut exchange).poll(cx))).await;
         let reply = match first {

@@ -27,14 +27,14 @@ use crate::relay::auth::EnrolError;
 
 /// `POST /v1/enroll`: a PIN, once, for a token.
 pub(super) async fn enroll(call: Call) -> Result<Reply, Problem> {
-    let (app, place) = (call.app.clone(), call.place.clone());
+    let (app, place, peer) = (call.app.clone(), call.place.clone(), call.peer);
     let mut members = object(call).await?;
     let device = take_text(&mut members, "device_id")?;
     let pin = Secret::new(take_text(&mut members, "pin")?);
     nothing_more(&members)?;
     let refused = || Problem::new(Code::Unauthenticated, "device or PIN was not accepted");
     let device = DeviceId::new(&device).map_err(|_| refused())?;
-    let token = app.auth.enrol(&device, &pin, place.link.peer).await.map_err(|error| match error {
+    let token = app.auth.enrol(&device, &pin, peer.address).await.map_err(|error| match error {
         EnrolError::Refused => refused(),
         EnrolError::TooMany { retry_after } => {
             Problem::new(Code::TooManyRequests, "too many failed enrolments from this address")

@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{App, Edge, connection, problem};
+use super::{App, Edge, connection, peer, problem};
 
 /// How many connections the system may hold that were not accepted yet. tokio's own listeners have 1,024, which a
 /// fleet that comes back at once overruns.
@@ -71,6 +71,10 @@ pub(crate) async fn accept(listener: TcpListener, app: Arc<App>, room: Arc<Semap
             continue;
         };
         app.metrics.accepted.fetch_add(1, Relaxed);
+        if peer::is_proxy(&app.trusted_proxies, peer.ip()) {
+            // It speaks for many, and bounds those itself.
+            place.trust();
+        }
         let place = Arc::new(place);
         let edge = Edge { app: app.clone(), place: place.clone() };
         tokio::spawn(async move {

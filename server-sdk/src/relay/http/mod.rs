@@ -19,12 +19,14 @@ mod inquiry;
 mod link;
 pub(crate) mod listen;
 mod metrics;
+mod peer;
 mod problem;
 mod route;
 
 use std::{
     convert::Infallible,
     future::Future,
+    net::IpAddr,
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
@@ -48,6 +50,7 @@ use self::{
     door::{Door, Place},
     link::Order,
     metrics::Metrics,
+    peer::Peer,
     problem::{Code, Problem},
     route::Route,
 };
@@ -75,6 +78,7 @@ pub(crate) struct App {
     in_flight: access::InFlight,
     directory: Directory,
     stopping: AtomicBool,
+    trusted_proxies: Vec<IpAddr>,
 }
 
 impl App {
@@ -85,6 +89,7 @@ impl App {
         directory: Directory,
         bosh: ConnectionManager,
         limits: HttpLimits,
+        trusted_proxies: Vec<IpAddr>,
     ) -> Self {
         Self {
             relay,
@@ -98,6 +103,7 @@ impl App {
             in_flight: access::InFlight::new(limits.service_in_flight),
             directory,
             stopping: AtomicBool::new(false),
+            trusted_proxies,
             limits,
         }
     }
@@ -151,7 +157,8 @@ impl Service<http::Request<Incoming>> for Edge {
             Ok(route) => route,
             Err(problem) => return self.refuse(&parts, problem),
         };
-        let call = Call { app: self.app.clone(), place: self.place.clone(), parts, body };
+        let peer = Peer::of(&self.app, self.place.link.peer, &parts.headers);
+        let call = Call { app: self.app.clone(), place: self.place.clone(), peer, parts, body };
         match route {
             Route::Bosh => self.answer(bosh::exchange(call)),
             Route::Health => self.answer(std::future::ready(Ok(health::alive()))),
@@ -212,6 +219,8 @@ impl Edge {
 struct Call {
     app: Arc<App>,
     place: Arc<Place>,
+    /// Who calls, as far as that can be believed.
+    peer: Peer,
     parts: Parts,
     body: Incoming,
 }
