@@ -124,7 +124,6 @@ pub(crate) enum Output {
     /// Deliver in the session.
     Push(Envelope),
     Event(Event),
-    WakeAt(Instant),
 }
 
 #[derive(Debug)]
@@ -183,7 +182,6 @@ pub(crate) struct Ledger {
     session: Option<usize>,
     taking: bool,
     outputs: VecDeque<Output>,
-    told_wake: bool,
 }
 
 impl Ledger {
@@ -202,7 +200,6 @@ impl Ledger {
             session: None,
             taking: true,
             outputs: VecDeque::new(),
-            told_wake: false,
         }
     }
 
@@ -211,8 +208,13 @@ impl Ledger {
         self.open.is_empty()
     }
 
+    /// Whether an answer is known that is not settled.
+    pub(crate) fn owes(&self) -> bool {
+        let owed = |id| matches!(self.entries.get(id), Some(Entry { stage: Stage::Owed { .. }, .. }));
+        self.open.iter().any(owed)
+    }
+
     pub(crate) fn handle_input(&mut self, now: Instant, input: Input) {
-        self.told_wake = false;
         match input {
             Input::Request { id, request, deadline } => self.request(now, id, request, deadline),
             Input::Cancel { id } => self.cancel(now, &id),
@@ -240,17 +242,13 @@ impl Ledger {
         self.forget(now);
     }
 
+    /// What is to be done; `None` once all is.
     pub(crate) fn poll_output(&mut self) -> Option<Output> {
-        if let Some(output) = self.outputs.pop_front() {
-            return Some(output);
-        }
-        if std::mem::replace(&mut self.told_wake, true) {
-            return None;
-        }
-        self.wake_at().map(Output::WakeAt)
+        self.outputs.pop_front()
     }
 
-    fn wake_at(&self) -> Option<Instant> {
+    /// When to come back with [`Input::Woken`], whatever else happens before.
+    pub(crate) fn wake_at(&self) -> Option<Instant> {
         let due = |id: &RequestId| {
             let entry = self.entries.get(id)?;
             match &entry.stage {

@@ -37,14 +37,13 @@ impl Rig {
     fn input(&mut self, input: Input) -> Vec<Output> {
         self.ledger.handle_input(self.now, input);
         let mut outputs = Vec::new();
-        self.wake = None;
         while let Some(output) = self.ledger.poll_output() {
             match output {
-                Output::WakeAt(at) => self.wake = Some(at),
                 Output::Event(_) => {}
                 other => outputs.push(other),
             }
         }
+        self.wake = self.ledger.wake_at();
         outputs
     }
 

@@ -106,11 +106,19 @@ pub(crate) struct Shell {
     handlers: JoinSet<(RequestId, Response)>,
     cancels: HashMap<RequestId, CancellationToken>,
     deliveries: JoinSet<(RequestId, Result<Verdict, Option<Duration>>)>,
-    goodbyes: JoinSet<()>,
-    /// Shutting down: what is at work gets until then.
-    leaving: Option<Instant>,
-    stopped: bool,
+    /// Sessions that are being closed. What still comes on them is not lost.
+    goodbyes: JoinSet<Arc<Mailbox>>,
+    leaving: Option<Leaving>,
     damage: Option<Event>,
+}
+
+/// Shutting down.
+#[derive(Debug, Clone, Copy)]
+enum Leaving {
+    /// What is at work gets until then.
+    Finishing(Instant),
+    /// The session is being closed; what is still owed gets until then.
+    Closing(Instant),
 }
 
 enum Happened {
@@ -120,6 +128,7 @@ enum Happened {
     Ran(Attempt, Result<Outcome, Failure>),
     Handled(RequestId, Response),
     Delivered(RequestId, Result<Verdict, Option<Duration>>),
+    Closed(Arc<Mailbox>),
     Woken,
 }
 
@@ -146,7 +155,6 @@ impl Shell {
             deliveries: JoinSet::new(),
             goodbyes: JoinSet::new(),
             leaving: None,
-            stopped: false,
             damage: parts.damage,
         }
     }
@@ -158,20 +166,13 @@ impl Shell {
         self.agent.handle_input(crate::now(), agent::Input::Maintenance(maintenance));
         loop {
             let wake = self.carry_out();
-            if self.stopped {
+            if self.has_left() {
                 break;
             }
             let happened = self.next(wake).await;
             self.take_in(happened);
         }
         self.commands.close();
-        for cancel in self.cancels.values() {
-            cancel.cancel();
-        }
-        let _ = tokio::time::timeout(GOODBYE_WITHIN, async {
-            while self.goodbyes.join_next().await.is_some() {}
-        })
-        .await;
         self.state.release();
         self.session_state.send_replace(SessionState::Stopped);
         let _ = self.events.send(Event::Stopped);
@@ -180,7 +181,6 @@ impl Shell {
     /// Waits for the next thing to happen. Everything here may be dropped half-way.
     async fn next(&mut self, wake: Option<Instant>) -> Happened {
         let Self { commands, link, running, handlers, deliveries, goodbyes, leaving, .. } = self;
-        while goodbyes.try_join_next().is_some() {}
         let mailbox = link.as_ref().map(|link| link.mailbox.clone());
         let mail = async {
             match &mailbox {
@@ -213,6 +213,7 @@ impl Shell {
             (attempt, result) = ran => Happened::Ran(attempt, result),
             Some(Ok((id, response))) = handlers.join_next() => Happened::Handled(id, response),
             Some(Ok((id, result))) = deliveries.join_next() => Happened::Delivered(id, result),
+            Some(Ok(mailbox)) = goodbyes.join_next() => Happened::Closed(mailbox),
             () = waking => Happened::Woken,
         }
     }
@@ -237,15 +238,30 @@ impl Shell {
             Happened::Delivered(id, result) => {
                 self.ledger.handle_input(now, ledger::Input::Delivered { id, result });
             }
+            Happened::Closed(mailbox) => self.leftovers(now, &mailbox),
             Happened::Woken => {
                 self.agent.handle_input(now, agent::Input::Woken);
                 self.ledger.handle_input(now, ledger::Input::Woken);
             }
         }
-        let over = self.leaving.is_some_and(|until| until <= now || self.ledger.is_idle());
-        if over && !self.stopped {
-            self.stopped = true;
+        if let Some(Leaving::Finishing(until)) = self.leaving
+            && (until <= now || self.ledger.is_idle())
+        {
+            self.leaving = Some(Leaving::Closing(now + GOODBYE_WITHIN));
+            for cancel in self.cancels.values() {
+                cancel.cancel();
+            }
             self.agent.handle_input(now, agent::Input::Shutdown);
+        }
+    }
+
+    /// Whether all is said and done, or has had its time.
+    fn has_left(&self) -> bool {
+        match self.leaving {
+            Some(Leaving::Closing(until)) => {
+                until <= crate::now() || (self.goodbyes.is_empty() && !self.ledger.owes())
+            }
+            _ => false,
         }
     }
 
@@ -263,13 +279,14 @@ impl Shell {
                 agent::Input::Pin
             }
             Some(Command::Shutdown { grace }) => {
-                self.leaving = Some(now + grace);
+                self.leaving = Some(Leaving::Finishing(now + grace));
                 self.ledger.handle_input(now, ledger::Input::TakeNoMore);
                 return;
             }
             // The last handle is gone: nobody can want this device any more.
             None => {
-                self.leaving = Some(now);
+                self.leaving = Some(Leaving::Finishing(now));
+                self.ledger.handle_input(now, ledger::Input::TakeNoMore);
                 return;
             }
         };
@@ -283,25 +300,35 @@ impl Shell {
         for envelope in envelopes {
             self.agent.handle_input(now, agent::Input::Pushed(attempt));
             match envelope {
-                Envelope::Request { id, request, deadline } => {
-                    self.ledger.handle_input(now, ledger::Input::Request { id, request, deadline });
-                }
-                Envelope::Cancel { id } => self.ledger.handle_input(now, ledger::Input::Cancel { id }),
-                Envelope::Ack { id, disposition } => {
-                    self.ledger.handle_input(now, ledger::Input::Ack { id, disposition });
-                }
                 Envelope::Ping => self.put(Envelope::Pong),
                 Envelope::Drain { retry_after, .. } => {
                     self.session_over(now, EndReason::Drain { retry_after: Some(retry_after) });
                     return;
                 }
-                // Nothing else is for a device to hear.
-                _ => {}
+                other => self.enter(now, other),
             }
         }
         if let Some(reason) = ended {
             self.session_over(now, reason);
         }
+    }
+
+    /// What came before the session was closed: pushed while this end said goodbye, and no less in need of an answer.
+    fn leftovers(&mut self, now: Instant, mailbox: &Mailbox) {
+        for envelope in mailbox.take().0 {
+            self.enter(now, envelope);
+        }
+    }
+
+    fn enter(&mut self, now: Instant, envelope: Envelope) {
+        let input = match envelope {
+            Envelope::Request { id, request, deadline } => ledger::Input::Request { id, request, deadline },
+            Envelope::Cancel { id } => ledger::Input::Cancel { id },
+            Envelope::Ack { id, disposition } => ledger::Input::Ack { id, disposition },
+            // Nothing else is for a device to hear.
+            _ => return,
+        };
+        self.ledger.handle_input(now, input);
     }
 
     /// The session in force is over, or is to be.
@@ -316,6 +343,7 @@ impl Shell {
         if let Some(mut link) = self.link.take() {
             self.goodbyes.spawn(async move {
                 let _ = tokio::time::timeout(GOODBYE_WITHIN, link.push.close(CloseReason::Shutdown)).await;
+                link.mailbox
             });
         }
     }
@@ -352,27 +380,19 @@ impl Shell {
 
     /// Carries out everything that the machines say; returns when they want to be woken.
     fn carry_out(&mut self) -> Option<Instant> {
-        let mut wake = self.leaving;
         loop {
-            let mut idle = true;
-            while let Some(output) = self.agent.poll_output() {
-                idle = false;
-                match output {
-                    agent::Output::WakeAt(at) => wake = Some(wake.map_or(at, |wake| wake.min(at))),
-                    other => self.carry_out_agent(other),
-                }
-            }
-            while let Some(output) = self.ledger.poll_output() {
-                idle = false;
-                match output {
-                    ledger::Output::WakeAt(at) => wake = Some(wake.map_or(at, |wake| wake.min(at))),
-                    other => self.carry_out_ledger(other),
-                }
-            }
-            if idle {
-                return wake;
+            if let Some(output) = self.agent.poll_output() {
+                self.carry_out_agent(output);
+            } else if let Some(output) = self.ledger.poll_output() {
+                self.carry_out_ledger(output);
+            } else {
+                break;
             }
         }
+        let leaving = self.leaving.map(|leaving| match leaving {
+            Leaving::Finishing(until) | Leaving::Closing(until) => until,
+        });
+        [self.agent.wake_at(), self.ledger.wake_at(), leaving].into_iter().flatten().min()
     }
 
     fn carry_out_agent(&mut self, output: agent::Output) {
@@ -398,7 +418,6 @@ impl Shell {
                 self.session_state.send_replace(state);
             }
             agent::Output::Event(event) => self.tell(event),
-            agent::Output::WakeAt(_) => {}
         }
     }
 
@@ -413,7 +432,6 @@ impl Shell {
             ledger::Output::Deliver(id, response) => self.deliver(id, response),
             ledger::Output::Push(envelope) => self.put(envelope),
             ledger::Output::Event(event) => self.tell(event),
-            ledger::Output::WakeAt(_) => {}
         }
     }
 

@@ -18,12 +18,15 @@ use device_sdk::{
 use relay_core::{
     Call, Relay,
     auth::{AuthError, Authenticator, Credentials, Principal, ScramHash, ScramVerifier, Secret},
+    envelope::Envelope,
     error::{ErrorKind, TransportError},
     ids::SessionId,
     memory::{self, MemoryConnector},
     outcome::RequestError,
     relay::{Answer, State},
-    transport::{ConnectOptions, Connector, Session, TransportInfo},
+    transport::{
+        CloseReason, ConnectOptions, Connector, Inbound, Push, Queue, Session, Started, TransportInfo,
+    },
 };
 
 const PIN: &str = "12345678";
@@ -208,7 +211,7 @@ fn toner() -> Router {
     Router::new().get("toner", || async { Ok(83) })
 }
 
-async fn until(events: &mut Events, wanted: impl Fn(&Event) -> bool + Send) -> Event {
+async fn until(events: &mut Events, wanted: impl Fn(&Event) -> bool + Send + Sync) -> Event {
     tokio::time::timeout(Duration::from_secs(7200), async {
         loop {
             let event = events.next().await.expect("the device is there");
@@ -387,6 +390,7 @@ async fn s3_a_quiet_device_asks_whether_its_session_is_known() {
     let device = world.device(toner()).keepalive(Duration::from_secs(60)).start().await.unwrap();
     let mut events = device.events();
     device.online().await.unwrap();
+    assert_eq!(world.get("toner").await.unwrap(), "ok 83");
     let survived = until(&mut events, |event| matches!(event, Event::Survival { .. })).await;
     assert_eq!(survived, Event::Survival { known: Some(true) });
     assert!(device.is_online());
@@ -634,4 +638,61 @@ async fn q1_many_requests_at_once_each_get_their_own_answer() {
     for (object, answer) in answers {
         assert_eq!(answer, format!("ok value of {object}"));
     }
+}
+
+/// A session on which the relay pushes a last request while the device says goodbye.
+#[derive(Debug)]
+struct LastWord(Option<Arc<dyn Inbound>>);
+
+#[async_trait]
+impl Push for LastWord {
+    fn start(&mut self, started: Started) {
+        started.inbound.envelope(Envelope::Pong).unwrap();
+        self.0 = Some(started.inbound);
+    }
+
+    async fn push(&mut self, queue: &mut dyn Queue) -> Result<(), TransportError> {
+        while queue.take().is_some() {}
+        Ok(())
+    }
+
+    fn refresh(&mut self) {}
+
+    async fn close(&mut self, _: CloseReason) {
+        let request = Arc::new(Request::get(device_id(), ObjectId::new("toner").unwrap()));
+        let deadline = tokio::time::Instant::now().into_std() + Duration::from_secs(30);
+        let id = RequestId::new("last").unwrap();
+        self.0.take().unwrap().envelope(Envelope::Request { id, request, deadline }).unwrap();
+    }
+}
+
+#[derive(Debug)]
+struct LastWords;
+
+#[async_trait]
+impl Connector for LastWords {
+    fn info(&self) -> TransportInfo {
+        TransportInfo::new("last-words")
+    }
+
+    async fn connect(&self, options: ConnectOptions) -> Result<Session, TransportError> {
+        Ok(Session::new(options.device, SessionId::new("s").unwrap(), self.info(), Box::new(LastWord(None))))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn l1_what_is_pushed_while_the_device_says_goodbye_is_answered_all_the_same() {
+    let world = World::new();
+    let device = world.device(toner()).connector(Arc::new(LastWords)).start().await.unwrap();
+    let mut events = device.events();
+    device.online().await.unwrap();
+    device.set_maintenance(false).await.unwrap();
+    until(&mut events, |event| matches!(event, Event::Settled { .. })).await;
+    assert_eq!(world.count("respond"), 1);
+
+    let world = World::new();
+    let device = world.device(toner()).connector(Arc::new(LastWords)).start().await.unwrap();
+    device.online().await.unwrap();
+    device.shutdown(Duration::from_secs(1)).await;
+    assert_eq!(world.count("respond"), 1);
 }

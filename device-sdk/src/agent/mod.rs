@@ -143,8 +143,6 @@ pub(crate) enum Output {
     CloseSession,
     State(SessionState),
     Event(Event),
-    /// Come back then. The last output, unless there is nothing to come back for.
-    WakeAt(Instant),
 }
 
 #[derive(Debug)]
@@ -198,7 +196,6 @@ pub(crate) struct Agent {
     replaced: u32,
     refused: u32,
     outputs: VecDeque<Output>,
-    told_wake: bool,
 }
 
 /// What the agent knows when it is made.
@@ -229,12 +226,10 @@ impl Agent {
             replaced: 0,
             refused: 0,
             outputs: VecDeque::new(),
-            told_wake: false,
         }
     }
 
     pub(crate) fn handle_input(&mut self, now: Instant, input: Input) {
-        self.told_wake = false;
         if matches!(self.phase, Phase::Stopped) {
             return;
         }
@@ -274,28 +269,24 @@ impl Agent {
         }
     }
 
+    /// What is to be done; `None` once all is.
     pub(crate) fn poll_output(&mut self) -> Option<Output> {
-        if let Some(output) = self.outputs.pop_front() {
-            return Some(output);
-        }
-        if std::mem::replace(&mut self.told_wake, true) {
-            return None;
-        }
-        self.wake_at().map(Output::WakeAt)
+        self.outputs.pop_front()
     }
 
-    fn wake_at(&self) -> Option<Instant> {
+    /// When to come back with [`Input::Woken`], whatever else happens before.
+    pub(crate) fn wake_at(&self) -> Option<Instant> {
         let running = self.running.as_ref().map(|running| running.deadline);
-        let own = match &self.phase {
-            Phase::Waiting { until, .. } => Some(*until),
-            // One operation at a time: what is quiet too long while one runs is seen to when it is done.
-            Phase::Online { unproven: Some(unproven), .. } => Some(unproven.until),
-            Phase::Online { quiet_since, .. } if running.is_none() => {
-                [self.quiet_at(*quiet_since), self.register_at].into_iter().flatten().min()
+        let [own, unproven] = match &self.phase {
+            Phase::Waiting { until, .. } => [Some(*until), None],
+            Phase::Online { quiet_since, unproven, .. } => {
+                let own = [self.quiet_at(*quiet_since), self.register_at].into_iter().flatten().min();
+                // One operation at a time: what is due while one runs is seen to when it is done.
+                [own.filter(|_| running.is_none()), unproven.as_ref().map(|unproven| unproven.until)]
             }
-            _ => None,
+            _ => [None, None],
         };
-        [running, own].into_iter().flatten().min()
+        [running, own, unproven].into_iter().flatten().min()
     }
 
     fn quiet_at(&self, quiet_since: Instant) -> Option<Instant> {
@@ -615,11 +606,7 @@ impl Agent {
         }
         match &self.phase {
             Phase::Waiting { until, .. } if *until <= now => self.next_step(now),
-            Phase::Online { unproven: Some(unproven), .. } => {
-                if unproven.until <= now {
-                    self.proven();
-                }
-            }
+            Phase::Online { unproven: Some(unproven), .. } if unproven.until <= now => self.proven(),
             Phase::Online { .. }
                 if self.running.is_none() && self.register_at.is_some_and(|at| at <= now) =>
             {

@@ -51,10 +51,8 @@ impl Rig {
     fn input(&mut self, input: Input) -> Vec<Output> {
         self.agent.handle_input(self.now, input);
         let mut outputs = Vec::new();
-        self.wake = None;
         while let Some(output) = self.agent.poll_output() {
             match output {
-                Output::WakeAt(at) => self.wake = Some(at),
                 Output::Event(event) => self.events.push(event),
                 Output::State(state) => self.state = state,
                 Output::Run(attempt, op) => {
@@ -64,6 +62,7 @@ impl Rig {
                 other => outputs.push(other),
             }
         }
+        self.wake = self.agent.wake_at();
         outputs
     }
 

@@ -2,12 +2,20 @@
 
 use device_sdk::{ControlError, Device};
 use examples::printer::Printer;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::sync::mpsc;
 
 /// Does what the lines on standard input say, until there are no more. The printer goes on without its panel.
 pub(crate) async fn operate(device: Device, printer: Printer) {
-    let mut lines = BufReader::new(tokio::io::stdin()).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
+    let (typed, mut lines) = mpsc::channel(1);
+    // A thread of its own, which nobody waits for: a line that is never typed must not hold up the program's end.
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            if typed.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    while let Some(line) = lines.recv().await {
         if let Err(error) = press(&device, &printer, line.trim()).await {
             println!("panel: {error}");
         }
