@@ -80,6 +80,8 @@ struct Inner {
     translate: Option<Arc<dyn Translate>>,
     in_flight: AtomicUsize,
     sessions: AtomicUsize,
+    opened: AtomicU64,
+    refused: AtomicU64,
     next_session: AtomicU64,
     handshakes: Arc<Semaphore>,
     stopping: watch::Sender<bool>,
@@ -131,6 +133,8 @@ impl RelayBuilder {
             translate: self.translate,
             in_flight: AtomicUsize::new(0),
             sessions: AtomicUsize::new(0),
+            opened: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             next_session: AtomicU64::new(1),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
             stopping: watch::Sender::new(false),
@@ -183,6 +187,16 @@ impl Relay {
     /// Sessions there are now.
     pub fn sessions(&self) -> usize {
         self.inner.sessions.load(Ordering::Relaxed)
+    }
+
+    /// Sessions that were ever taken in.
+    pub fn sessions_opened(&self) -> u64 {
+        self.inner.opened.load(Ordering::Relaxed)
+    }
+
+    /// Sessions that were authenticated and turned away all the same: over a rate or a bound, or the relay stops.
+    pub fn sessions_refused(&self) -> u64 {
+        self.inner.refused.load(Ordering::Relaxed)
     }
 
     /// Requests in flight now.

@@ -286,7 +286,7 @@ async fn p6_the_newer_session_takes_over_and_the_older_is_told() {
     second.answer(id, "73").await;
     assert_eq!(call.await.unwrap(), Ok("73".to_owned()));
     assert_eq!(relay.presence(&second.name).unwrap().epoch, epoch + 1);
-    assert_eq!(relay.sessions(), 1);
+    assert_eq!((relay.sessions(), relay.sessions_opened(), relay.sessions_refused()), (1, 2, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -50,9 +50,11 @@ impl Handle {
         let Session { device, id, resume, info, mut push, .. } = session;
         let inner = &relay.inner;
         if relay.is_draining() {
+            inner.refused.fetch_add(1, Ordering::Relaxed);
             return push.close(CloseReason::Shutdown).await;
         }
         if relay.sessions() >= inner.config.sessions {
+            inner.refused.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(%device, sessions = inner.config.sessions, "no room for another session");
             return push
                 .close(CloseReason::Overloaded { retry_after: std::time::Duration::from_secs(30) })
@@ -71,6 +73,7 @@ impl Handle {
         let opening = Opening { device, id, resume, info, key, handle: Arc::clone(&handle) };
         match inner.with_slot(slot, |shard, now| shard.open(now, opening)) {
             Ok(opened) => {
+                inner.opened.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(device = %handle.device, transport = info.name, epoch = opened.epoch,
                     resumed = opened.resumed, "session");
                 push.start(Started::new(opened.id, opened.resumed, Arc::clone(&handle) as Arc<dyn Inbound>));
@@ -79,6 +82,7 @@ impl Handle {
                 }
             }
             Err(reason) => {
+                inner.refused.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(device = %handle.device, ?reason, "session refused");
                 push.close(reason).await;
             }
