@@ -212,14 +212,15 @@ fn failed(error: reqwest::Error) -> ExchangeError {
 fn is_untrusted(error: &reqwest::Error) -> bool {
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        let tls = error
-            .downcast_ref::<rustls::Error>()
-            .or_else(|| error.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>());
-        if matches!(tls, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented))
-        {
+        use rustls::Error as Tls;
+        if matches!(error.downcast_ref(), Some(Tls::InvalidCertificate(_) | Tls::NoCertificatesPresented)) {
             return true;
         }
-        cause = error.source();
+        // An I/O error shows what it wraps as itself, not as its source.
+        cause = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
     }
     false
 }

@@ -93,6 +93,8 @@ enum Phase {
 
 /// The first repeat is immediate, the next after one second, then two, and so on up to this.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(8);
+/// No peer makes this end stay away longer.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3_600);
 /// Answers to one request that are none at BOSH level, before the peer is given up. A proxy's page passes; a peer that
 /// always speaks so does not know BOSH.
 const MAX_GARBLED: u32 = 6;
@@ -360,11 +362,16 @@ impl ClientMachine {
                 Ok(wrapper) => self.answered(i, wrapper),
                 Err(_) => self.garbled(i),
             },
-            status if creating => self.end(End::Status { status, retry_after: reply.retry_after }),
+            status if creating => self.refused(status, reply.retry_after),
             // Whatever else is not ours to say comes from something between us and the connection manager.
             408 | 425 | 429 | 500.. | ..400 => self.try_again(i, reply.retry_after),
-            status => self.end(End::Status { status, retry_after: reply.retry_after }),
+            status => self.refused(status, reply.retry_after),
         }
+    }
+
+    fn refused(&mut self, status: u16, retry_after: Option<Duration>) {
+        let retry_after = retry_after.map(|retry_after| retry_after.min(LONGEST_RETRY_AFTER));
+        self.end(End::Status { status, retry_after });
     }
 
     fn failed(&mut self, exchange: ExchangeId, kind: ExchangeErrorKind) {

@@ -287,6 +287,11 @@ fn a_creation_that_fails_is_not_repeated() {
         assert_eq!(rig.ended.unwrap().refusal().kind, kind, "{status}");
     }
     let mut rig = Rig::new(settings());
+    let exchange = rig.take(1_001).exchange;
+    let reply = Reply::new(503, "").with_retry_after(Some(seconds(1_000_000_000)));
+    rig.input(Input::Replied { exchange, reply });
+    assert_eq!(rig.ended.unwrap().refusal().retry_after, Some(seconds(3_600)), "t52");
+    let mut rig = Rig::new(settings());
     rig.pass(seconds(20));
     assert_eq!(rig.ended, Some(End::Unreachable(ExchangeErrorKind::TimedOut)));
     for page in
