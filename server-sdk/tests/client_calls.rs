@@ -180,7 +180,7 @@ async fn x2_an_administrator_makes_lists_and_revokes_keys_and_a_service_may_not(
     rig.put_json("/v1/devices/d", &token, r#"{"accounts":["acme"]}"#).await;
     assert_eq!(service.device("d").await.unwrap_err().kind(), ErrorKind::UnknownDevice);
     service.administration().agree(&acme, &device).await.unwrap();
-    assert_eq!(service.device("d").await.unwrap().accounts, [acme.clone()]);
+    assert_eq!(service.device("d").await.unwrap().accounts, std::slice::from_ref(&acme));
     service.administration().withdraw(&acme, &device).await.unwrap();
     assert_eq!(service.device("d").await.unwrap_err().kind(), ErrorKind::UnknownDevice);
 

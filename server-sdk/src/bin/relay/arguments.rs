@@ -100,8 +100,10 @@ pub(crate) enum Command {
 pub(crate) enum Key {
     /// Make a key, and print it this once
     New {
-        /// What it may do: device:GLOB[:ACTIONS], account:ID[:ACTIONS] or admin; may be repeated. Without one: all
-        /// that a service can, on every device
+        /// What it may do; may be repeated. Without one: all that a service can, on every device
+        ///
+        /// `device:GLOB`, `account:ID` or `admin`; the first two may go on with a colon and what is allowed there,
+        /// divided by commas: methods, `app/NAME`, `list`. Everything, if nothing is said.
         #[arg(long = "scope", value_name = "SCOPE")]
         scopes: Vec<String>,
     },

@@ -10,6 +10,7 @@
 mod folder;
 mod read;
 mod schema;
+mod seal;
 mod sqlite;
 mod write;
 mod writer;

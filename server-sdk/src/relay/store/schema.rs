@@ -12,16 +12,20 @@ use std::{
 use relay_core::store::StoreError;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use super::seal;
+
 /// `relY`: tells the relay's databases from any other (`PRAGMA application_id`).
 const APPLICATION: i32 = 0x7265_6c59;
 
 /// What makes version n + 1 of version n, by n. Each is run in one transaction with the change of the version number.
 const MIGRATIONS: &[&str] = &[
-    // IDs are folded to lower case; `spelling` is how they were first written. Times are milliseconds since 1970.
+    // `seal` is a checksum of its row. IDs are folded to lower case; `spelling` is how they were first written. Times
+    // are milliseconds since 1970.
     "
     CREATE TABLE secret (
         name  TEXT NOT NULL PRIMARY KEY,
-        value BLOB NOT NULL CHECK (length(value) = 32)
+        value BLOB NOT NULL CHECK (length(value) = 32),
+        seal  INTEGER NOT NULL DEFAULT 0
     ) STRICT, WITHOUT ROWID;
 
     CREATE TABLE device (
@@ -37,7 +41,8 @@ const MIGRATIONS: &[&str] = &[
         folded_model    TEXT,
         folded_location TEXT,
         known_since     INTEGER NOT NULL,
-        registered_at   INTEGER
+        registered_at   INTEGER,
+        seal            INTEGER NOT NULL DEFAULT 0
     ) STRICT;
     CREATE INDEX device_by_name ON device (folded_name, id);
     CREATE INDEX device_by_model ON device (folded_model, id);
@@ -48,6 +53,7 @@ const MIGRATIONS: &[&str] = &[
         account          TEXT NOT NULL,
         spelling         TEXT NOT NULL,
         by_administrator INTEGER NOT NULL CHECK (by_administrator IN (0, 1)),
+        seal             INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (device, account)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX agreement_by_account ON agreement (account, device);
@@ -58,7 +64,8 @@ const MIGRATIONS: &[&str] = &[
         iterations INTEGER NOT NULL,
         hash       BLOB NOT NULL CHECK (length(hash) = 32),
         expires    INTEGER NOT NULL,
-        wrong      INTEGER NOT NULL
+        wrong      INTEGER NOT NULL,
+        seal       INTEGER NOT NULL DEFAULT 0
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE pin_refusals (only INTEGER NOT NULL PRIMARY KEY CHECK (only = 1), count INTEGER NOT NULL) STRICT;
     INSERT INTO pin_refusals VALUES (1, 0);
@@ -73,7 +80,8 @@ const MIGRATIONS: &[&str] = &[
         sha1_iterations   INTEGER NOT NULL,
         sha1_salt         BLOB NOT NULL,
         sha1_stored_key   BLOB NOT NULL,
-        sha1_server_key   BLOB NOT NULL
+        sha1_server_key   BLOB NOT NULL,
+        seal              INTEGER NOT NULL DEFAULT 0
     ) STRICT, WITHOUT ROWID;
 
     CREATE TABLE service_key (
@@ -82,7 +90,8 @@ const MIGRATIONS: &[&str] = &[
         hash     BLOB NOT NULL CHECK (length(hash) = 32),
         scopes   TEXT NOT NULL,
         created  INTEGER NOT NULL,
-        expires  INTEGER
+        expires  INTEGER,
+        seal     INTEGER NOT NULL DEFAULT 0
     ) STRICT, WITHOUT ROWID;
     ",
 ];
@@ -108,7 +117,13 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     let mut connection =
         connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(|error| store_error(path, error))?;
     check(path, &connection)?;
-    migrate(&mut connection).map_err(|error| store_error(path, error))?;
+    let finish = |connection: &mut Connection| {
+        if migrate(connection)? {
+            seal::renew(connection)?;
+        }
+        seal::keep(connection)
+    };
+    finish(&mut connection).map_err(|error| store_error(path, error))?;
     Ok(connection)
 }
 
@@ -193,6 +208,15 @@ fn check(path: &Path, connection: &Connection) -> Result<(), StoreError> {
     if verdict != "ok" {
         return Err(StoreError::damaged(format!("{}: {verdict}", path.display())));
     }
+    if found == supported {
+        if schema(connection).map_err(store_error)? != expected_schema().map_err(store_error)? {
+            return Err(StoreError::damaged(format!("{} has other tables than were made", path.display())));
+        }
+        if let Some(table) = seal::broken(connection).map_err(store_error)? {
+            let words = format!("{}: a row of {table} is not what was written there", path.display());
+            return Err(StoreError::damaged(words));
+        }
+    }
     // With the log worked in, nothing of the file may be missing. SQLite itself reads what is missing as zeros.
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(store_error)?;
     let pragma =
@@ -206,17 +230,34 @@ fn check(path: &Path, connection: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Brings the database to the supported version, a version at a time (F28: never between two).
-fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+/// Tables and indexes by their text.
+fn schema(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut statement = connection
+        .prepare("SELECT format('%s %s %s %s', type, name, tbl_name, sql) FROM sqlite_schema ORDER BY 1")?;
+    let texts = statement.query_map([], |row| row.get(0))?;
+    texts.collect()
+}
+
+fn expected_schema() -> rusqlite::Result<Vec<String>> {
+    let mut connection = Connection::open_in_memory()?;
+    migrate(&mut connection)?;
+    schema(&connection)
+}
+
+/// Brings the database to the supported version, a version at a time (F28: never between two). True if it was not
+/// there already.
+fn migrate(connection: &mut Connection) -> rusqlite::Result<bool> {
+    let mut migrated = false;
     loop {
         let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         let found: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
         let Some(migration) = usize::try_from(found).ok().and_then(|at| MIGRATIONS.get(at)) else {
-            return Ok(());
+            return Ok(migrated);
         };
         transaction.execute_batch(migration)?;
         transaction.pragma_update(None, "user_version", found + 1)?;
         transaction.commit()?;
+        migrated = true;
     }
 }
 

@@ -186,7 +186,12 @@ pub(super) fn enrol(
     connection.prepare_cached("DELETE FROM pin WHERE device = ?1")?.execute([&id])?;
     let Credential { token_hash, sha256, sha1 } = credential;
     connection
-        .prepare_cached("INSERT OR REPLACE INTO credential VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
+        .prepare_cached(
+            "INSERT OR REPLACE INTO credential (device, token_hash,
+             sha256_iterations, sha256_salt, sha256_stored_key, sha256_server_key,
+             sha1_iterations, sha1_salt, sha1_stored_key, sha1_server_key)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        )?
         .execute(params![
             id,
             token_hash,
@@ -205,7 +210,10 @@ pub(super) fn enrol(
 
 pub(super) fn put_key(connection: &Connection, key: &ServiceKey) -> rusqlite::Result<()> {
     connection
-        .prepare_cached("INSERT OR REPLACE INTO service_key VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .prepare_cached(
+            "INSERT OR REPLACE INTO service_key (id, spelling, hash, scopes, created, expires)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
         .execute(params![
             key.id.folded(),
             key.id.as_str(),

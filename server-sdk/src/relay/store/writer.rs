@@ -217,3 +217,105 @@ fn commit(
     transaction.commit()?;
     Ok(outcomes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Answer = oneshot::Receiver<Result<i64, StoreError>>;
+
+    fn ask(
+        work: impl FnMut(&Connection) -> rusqlite::Result<i64> + Send + 'static,
+    ) -> (Box<dyn Change>, Answer) {
+        let (reply, answer) = oneshot::channel();
+        (Box::new(Asked { work, value: None, reply }), answer)
+    }
+
+    fn count(connection: &Connection) -> rusqlite::Result<i64> {
+        connection.query_row("SELECT count(*) FROM secret", [], |row| row.get(0))
+    }
+
+    fn insert(name: &'static str) -> impl FnMut(&Connection) -> rusqlite::Result<i64> {
+        move |connection| {
+            connection.execute("INSERT INTO secret (name, value) VALUES (?1, zeroblob(32))", [name])?;
+            count(connection)
+        }
+    }
+
+    fn shelf(folder: &tempfile::TempDir) -> Shelf {
+        let path = folder.path().join("relay.sqlite");
+        let connection = open(&path).unwrap();
+        Shelf { path, connection: Some(connection), tried: None }
+    }
+
+    #[test]
+    fn a_change_that_fails_takes_nothing_of_its_batch_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut shelf = shelf(&folder);
+        let half = |connection: &Connection| {
+            connection.execute("INSERT INTO secret (name, value) VALUES ('half', zeroblob(32))", [])?;
+            connection.execute("INSERT INTO secret (name, value) VALUES ('half', zeroblob(32))", [])?;
+            Ok(0)
+        };
+        let (changes, answers): (Vec<_>, Vec<_>) =
+            [ask(insert("a")), ask(half), ask(insert("b"))].into_iter().unzip();
+        shelf.write(changes);
+        let outcomes: Vec<_> =
+            answers.into_iter().map(|mut answer| answer.try_recv().unwrap().ok()).collect();
+        assert_eq!(outcomes, [Some(1), None, Some(2)]);
+        assert_eq!(count(&open(&shelf.path).unwrap()).unwrap(), 2);
+    }
+
+    #[test]
+    fn f15_after_an_error_in_doubt_nothing_is_acknowledged_until_the_database_was_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut shelf = shelf(&folder);
+        // The transaction is gone under the batch: what was done in it is not known.
+        let spoil = |connection: &Connection| {
+            connection.execute_batch("ROLLBACK")?;
+            Err(rusqlite::Error::QueryReturnedNoRows)
+        };
+        let (changes, answers): (Vec<_>, Vec<_>) = [ask(insert("a")), ask(spoil)].into_iter().unzip();
+        shelf.write(changes);
+        for mut answer in answers {
+            assert!(answer.try_recv().unwrap().is_err());
+        }
+        assert!(shelf.connection.is_none());
+        let (change, mut answer) = ask(insert("b"));
+        shelf.write(vec![change]);
+        assert_eq!(
+            answer.try_recv().unwrap().unwrap(),
+            1,
+            "opened anew, and nothing of the lost batch is there"
+        );
+
+        // A database that has gone meanwhile is not replaced, and not looked for at every turn.
+        shelf.connection = None;
+        shelf.tried = None;
+        std::fs::rename(&shelf.path, folder.path().join("elsewhere")).unwrap();
+        let (change, mut answer) = ask(insert("c"));
+        shelf.write(vec![change]);
+        assert!(matches!(answer.try_recv().unwrap(), Err(StoreError::Damaged { .. })));
+        let (change, mut answer) = ask(insert("c"));
+        shelf.write(vec![change]);
+        assert!(matches!(answer.try_recv().unwrap(), Err(StoreError::Unavailable { .. })));
+        assert!(!shelf.path.exists());
+    }
+
+    #[test]
+    fn a_change_that_nobody_waits_for_any_more_is_not_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let shelf = shelf(&folder);
+        let path = shelf.path.clone();
+        let (changes, queue) = mpsc::channel(8);
+        let (abandoned, answer) = ask(insert("a"));
+        drop(answer);
+        let (wanted, mut answer) = ask(insert("b"));
+        changes.try_send(abandoned).unwrap_or_else(|_| panic!("there is room"));
+        changes.try_send(wanted).unwrap_or_else(|_| panic!("there is room"));
+        drop(changes);
+        shelf.run(queue);
+        assert_eq!(answer.try_recv().unwrap().unwrap(), 1);
+        assert_eq!(count(&open(&path).unwrap()).unwrap(), 1);
+    }
+}
