@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::backoff::ReconnectConfig;
 
 fn session(n: u64) -> SessionId {
     SessionId::new(&format!("session-{n}")).unwrap()

@@ -1,5 +1,7 @@
 //! The device's one task: carries out what the agent and the ledger say, and tells them what happened.
 
+mod ops;
+
 use std::{
     collections::HashMap,
     future::{Future, pending},
@@ -12,10 +14,10 @@ use futures_util::FutureExt as _;
 use relay_core::{
     auth::Secret,
     envelope::Envelope,
-    error::{ErrorKind, TransportError},
+    error::TransportError,
     ids::{DeviceId, RequestId},
     request::{Request, Response},
-    transport::{BoxFuture, CloseReason, ConnectOptions, Connector, EndReason, Push, Session, Started},
+    transport::{BoxFuture, CloseReason, Connector, EndReason, Push, Started},
 };
 use tokio::{
     sync::{broadcast, mpsc, watch},
@@ -23,11 +25,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::ops::{Outcome, end_reason};
 use crate::{
-    agent::{self, Agent, Attempt, Done, Failure, FailureKind, Op},
+    agent::{self, Agent, Attempt, Done, Failure},
     event::{Event, SessionState},
     handler::{Context, status},
-    http::{HttpError, HttpErrorKind, RelayHttp, Verdict},
+    http::{RelayHttp, Verdict},
     ledger::{self, Ledger},
     registration::Registration,
     router::Router,
@@ -64,14 +67,6 @@ pub(crate) struct Parts {
     pub(crate) session_state: watch::Sender<SessionState>,
     /// What was found wrong before there was anybody to tell.
     pub(crate) damage: Option<Event>,
-}
-
-/// An operation's result: what the agent hears of it, and what comes with it.
-enum Outcome {
-    Enrolled(Secret),
-    Registered,
-    Connected(Session),
-    Alive(bool),
 }
 
 struct Running {
@@ -453,47 +448,6 @@ impl Shell {
         let _ = self.events.send(event);
     }
 
-    fn start(&self, op: Op) -> BoxFuture<Result<Outcome, Failure>> {
-        let (http, state, device) = (self.http.clone(), self.state.clone(), self.device.clone());
-        let token = self.token.clone().unwrap_or_else(|| Secret::new(""));
-        match op {
-            Op::Enroll => {
-                let pin = self.pin.clone().unwrap_or_else(|| Secret::new(""));
-                Box::pin(async move {
-                    let token = http.enroll(&device, &pin).await.map_err(Failure::from)?;
-                    let kept = token.clone();
-                    // A credential that cannot be kept still serves until the device is switched off.
-                    if let Err(error) = state.store(move |stored| stored.set_token(&kept)).await {
-                        tracing::error!(%device, %error, "the credential could not be stored");
-                    }
-                    Ok(Outcome::Enrolled(token))
-                })
-            }
-            Op::Register => {
-                let registration = self.registration.clone();
-                Box::pin(async move {
-                    http.register(&device, &token, &registration).await.map_err(Failure::from)?;
-                    Ok(Outcome::Registered)
-                })
-            }
-            Op::Connect { resume, deadline } => {
-                let connector = self.connector.clone();
-                Box::pin(async move {
-                    let options = ConnectOptions::new(device.clone(), token, deadline).resuming(resume);
-                    let session = connector.connect(options).await.map_err(Failure::from)?;
-                    let id = session.id.clone();
-                    if let Err(error) = state.store(move |stored| stored.set_session(Some(&id))).await {
-                        tracing::warn!(%device, %error, "the session's ID could not be stored");
-                    }
-                    Ok(Outcome::Connected(session))
-                })
-            }
-            Op::AskAlive { session } => Box::pin(async move {
-                http.alive(&device, &token, &session).await.map(Outcome::Alive).map_err(Failure::from)
-            }),
-        }
-    }
-
     /// S5: runs the vendor's handler in a task of its own; the ledger says how many run at once.
     fn handle(&mut self, id: RequestId, request: Arc<Request>, deadline: Instant) {
         let cancel = CancellationToken::new();
@@ -536,44 +490,4 @@ impl Shell {
 async fn instrumented<T>(future: impl Future<Output = T>, span: tracing::Span) -> T {
     use tracing::Instrument as _;
     future.instrument(span).await
-}
-
-fn end_reason(error: &TransportError) -> EndReason {
-    match error.kind {
-        ErrorKind::Closed => EndReason::Goodbye,
-        ErrorKind::Expired => EndReason::Expired,
-        ErrorKind::Replaced => EndReason::Replaced,
-        ErrorKind::Unauthenticated => EndReason::Revoked,
-        ErrorKind::Overloaded => EndReason::Overloaded { retry_after: error.retry_after },
-        _ => EndReason::Lost,
-    }
-}
-
-impl From<HttpError> for Failure {
-    fn from(error: HttpError) -> Self {
-        let kind = match error.kind {
-            HttpErrorKind::Unauthenticated => FailureKind::Refused,
-            HttpErrorKind::UnknownDevice => FailureKind::UnknownDevice,
-            HttpErrorKind::Rejected => FailureKind::Rejected,
-            _ => FailureKind::Passing,
-        };
-        Self { kind, words: chain(&error).into(), retry_after: error.retry_after }
-    }
-}
-
-impl From<TransportError> for Failure {
-    fn from(error: TransportError) -> Self {
-        let kind = match error.kind {
-            ErrorKind::Unauthenticated => FailureKind::Refused,
-            ErrorKind::Replaced => FailureKind::Replaced,
-            _ => FailureKind::Passing,
-        };
-        Self { kind, words: chain(&error).into(), retry_after: error.retry_after }
-    }
-}
-
-/// An error and its causes, for people.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -1,5 +1,8 @@
 //! The router: which handler answers for which method and object.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{HashMap, hash_map},
     fmt,
@@ -264,7 +267,3 @@ fn body_to_json(body: &Body) -> Value {
         None => json!({ "value_base64": STANDARD.encode(&body.bytes), "content_type": body.content_type() }),
     }
 }
-
-#[cfg(test)]
-#[path = "router_tests.rs"]
-mod tests;

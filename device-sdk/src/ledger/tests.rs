@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 use relay_core::{
     ids::{DeviceId, Method, ObjectId},
+    outcome::Disposition,
     request::{Body, Status},
 };
 
