@@ -197,75 +197,89 @@ fn hash_pin(pin: &Secret, parameters: &PinParameters) -> [u8; 32] {
     hash
 }
 
-/// What is kept of `token` (RFC 5802 §3).
+/// What is kept of `token`.
 fn credential(token: &Secret) -> Credential {
     let salt = || {
         let mut salt = [0; SALT];
         relay_core::random::fill(&mut salt);
         salt
     };
-    let sha256_verifier = {
-        let (salt, mut salted) = (salt(), [0; 32]);
-        pbkdf2::pbkdf2_hmac::<Sha256>(token.expose().as_bytes(), &salt, ITERATIONS, &mut salted);
-        let keyed = |words: &[u8]| {
-            let mut mac = Hmac::<Sha256>::new_from_slice(&salted).expect("HMAC takes a key of any length");
-            mac.update(words);
-            mac.finalize().into_bytes()
-        };
-        verifier(&salt, &Sha256::digest(keyed(b"Client Key")), &keyed(b"Server Key"))
-    };
-    let sha1_verifier = {
-        let (salt, mut salted) = (salt(), [0; 20]);
-        pbkdf2::pbkdf2_hmac::<Sha1>(token.expose().as_bytes(), &salt, ITERATIONS, &mut salted);
-        let keyed = |words: &[u8]| {
-            let mut mac = Hmac::<Sha1>::new_from_slice(&salted).expect("HMAC takes a key of any length");
-            mac.update(words);
-            mac.finalize().into_bytes()
-        };
-        verifier(&salt, &Sha1::digest(keyed(b"Client Key")), &keyed(b"Server Key"))
-    };
-    Credential { token_hash: sha256(token), sha256: sha256_verifier, sha1: sha1_verifier }
+    Credential {
+        token_hash: sha256(token),
+        sha256: scram_sha256(token, &salt()),
+        sha1: scram_sha1(token, &salt()),
+    }
 }
 
-fn verifier(salt: &[u8], stored_key: &[u8], server_key: &[u8]) -> ScramVerifier {
-    let (salt, stored_key, server_key) = (salt.into(), stored_key.into(), server_key.into());
-    ScramVerifier { iterations: ITERATIONS, salt, stored_key, server_key }
+/// RFC 5802 §3 for one hash: SaltedPassword, then StoredKey and ServerKey.
+macro_rules! scram {
+    ($name:ident, $hash:ty, $length:literal) => {
+        fn $name(token: &Secret, salt: &[u8]) -> ScramVerifier {
+            let mut salted = [0; $length];
+            pbkdf2::pbkdf2_hmac::<$hash>(token.expose().as_bytes(), salt, ITERATIONS, &mut salted);
+            let keyed = |words: &[u8]| {
+                let mut mac = Hmac::<$hash>::new_from_slice(&salted).expect("HMAC takes a key of any length");
+                mac.update(words);
+                mac.finalize().into_bytes()
+            };
+            ScramVerifier {
+                iterations: ITERATIONS,
+                salt: salt.into(),
+                stored_key: <$hash>::digest(keyed(b"Client Key")).as_slice().into(),
+                server_key: keyed(b"Server Key").as_slice().into(),
+            }
+        }
+    };
 }
+scram!(scram_sha256, Sha256, 32);
+scram!(scram_sha1, Sha1, 20);
 
 #[cfg(test)]
 mod tests {
+    use data_encoding::BASE64;
+
     use super::*;
 
-    #[test]
-    fn x1_a_credential_is_what_rfc_5802_says() {
-        // RFC 7677 §3: user "user", password "pencil", this salt, 4096 rounds.
-        let salt = data_encoding::BASE64.decode(b"W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
-        let mut salted = [0; 32];
-        pbkdf2::pbkdf2_hmac::<Sha256>(b"pencil", &salt, 4096, &mut salted);
-        let keyed = |words: &[u8]| {
-            let mut mac = Hmac::<Sha256>::new_from_slice(&salted).unwrap();
-            mac.update(words);
-            mac.finalize().into_bytes()
+    /// Checks a verifier against an exchange that an RFC gives: it must accept that proof and make that signature.
+    macro_rules! holds {
+        ($made:expr, $hash:ty, $exchange:expr, $proof:expr, $signature:expr) => {
+            let hmac = |key: &[u8], words: &[u8]| {
+                let mut mac = Hmac::<$hash>::new_from_slice(key).unwrap();
+                mac.update(words);
+                mac.finalize().into_bytes()
+            };
+            assert_eq!(BASE64.encode(&hmac(&$made.server_key, $exchange)), $signature);
+            let proof = BASE64.decode($proof).unwrap();
+            let client_key: Vec<u8> = proof
+                .iter()
+                .zip(hmac(&$made.stored_key, $exchange))
+                .map(|(proof, mask)| proof ^ mask)
+                .collect();
+            assert_eq!(<$hash>::digest(client_key).as_slice(), &*$made.stored_key);
         };
-        // The server's signature over that exchange proves ServerKey.
+    }
+
+    #[test]
+    fn x1_a_verifier_is_what_rfc_5802_and_rfc_7677_say() {
+        let password = Secret::new("pencil");
+        let made = scram_sha256(&password, &BASE64.decode(b"W22ZaJ0SNY7soEsUEjb6gQ==").unwrap());
         let exchange = b"n=user,r=rOprNGfwEbeRWgbNEkqO,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,\
             s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096,c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0";
-        let mut mac = Hmac::<Sha256>::new_from_slice(&keyed(b"Server Key")).unwrap();
-        mac.update(exchange);
-        let signature = data_encoding::BASE64.encode(&mac.finalize().into_bytes());
-        assert_eq!(signature, "6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
+        let (proof, signature) =
+            (b"dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=", "6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
+        holds!(made, Sha256, exchange, proof, signature);
 
-        let token = Secret::new("pencil");
-        let made = credential(&token);
-        let mut salted = [0; 32];
-        pbkdf2::pbkdf2_hmac::<Sha256>(b"pencil", &made.sha256.salt, made.sha256.iterations, &mut salted);
-        let mut mac = Hmac::<Sha256>::new_from_slice(&salted).unwrap();
-        mac.update(b"Client Key");
-        assert_eq!(&*made.sha256.stored_key, &*Sha256::digest(mac.finalize().into_bytes()));
-        assert_eq!(
-            (made.sha1.stored_key.len(), made.sha1.server_key.len(), made.sha1.salt.len()),
-            (20, 20, SALT)
-        );
-        assert_ne!(made.sha256.salt, made.sha1.salt);
+        let made = scram_sha1(&password, &BASE64.decode(b"QSXCR+Q6sek8bf92").unwrap());
+        let exchange = b"n=user,r=fyko+d2lbbFgONRv9qkxdawL,r=fyko+d2lbbFgONRv9qkxdawL3rfcNHYJY1ZVvWVs7j,\
+            s=QSXCR+Q6sek8bf92,i=4096,c=biws,r=fyko+d2lbbFgONRv9qkxdawL3rfcNHYJY1ZVvWVs7j";
+        holds!(made, Sha1, exchange, b"v0X8v3Bz2T0CJGbJQyF0X+HI4Ts=", "rmF9pqV8S7suAoZWja4dJRkFsKQ=");
+    }
+
+    #[test]
+    fn t12_two_credentials_of_one_token_share_nothing_but_its_hash() {
+        let token = Secret::random();
+        let (one, other) = (credential(&token), credential(&token));
+        assert_eq!(one.token_hash, other.token_hash);
+        assert!(one.sha256 != other.sha256 && one.sha1 != other.sha1 && one.sha256.salt != one.sha1.salt);
     }
 }
