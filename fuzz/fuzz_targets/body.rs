@@ -1,0 +1,20 @@
+//! Any bytes as a client's message: no panic, and what is taken keeps its bounds.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use relay_core::xml::{Element, Limits};
+use transport_bosh::wire::body::RequestBody;
+
+fuzz_target!(|message: &[u8]| {
+    let limits = Limits::default();
+    let Ok(body) = RequestBody::parse(message, &limits) else { return };
+    assert!(body.payloads.len() <= limits.elements);
+    for payload in &body.payloads {
+        // What was read can be written, and reads back as the same.
+        let document = payload.to_document();
+        let roomy = Limits::default().with_bytes(usize::MAX);
+        if let Ok(again) = Element::parse(document.as_bytes(), &roomy) {
+            assert_eq!(&again, payload);
+        }
+    }
+});
