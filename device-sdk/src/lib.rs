@@ -42,7 +42,7 @@
 //!
 //! # Where to go on
 //!
-//! [`Router`] and [`Handler`] for what the device does, [`Builder`] for its settings, [`Device`] for what can be said to
+//! The [`guide`] goes through all of it. [`Router`] and [`Handler`] for what the device does, [`Builder`] for its settings, [`Device`] for what can be said to
 //! it while it runs. A transport of another kind is a [`relay_core::transport::Connector`], given to
 //! [`Builder::connector`].
 //!
@@ -56,6 +56,9 @@
 //!
 //! It listens on no port, and calls nobody but its relay.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
+
+#[doc = include_str!("../../docs/device.md")]
+pub mod guide {}
 
 mod agent;
 mod backoff;
