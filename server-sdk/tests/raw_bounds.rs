@@ -411,3 +411,25 @@ async fn b4_bodies_that_are_being_read_have_a_bound_together() {
     let got = rig.call("POST", "/http-bind", "", &[], &[b' '; 90_000]).await;
     assert_ne!(got.status, 503, "{got:?}");
 }
+
+#[tokio::test]
+async fn t23_an_answer_is_not_overtaken_by_a_reset_while_the_peer_still_sends() {
+    let rig = Rig::start().await;
+    let mut wire = rig.wire().await;
+    wire.send(&head("POST", "/v1/enroll", "", &[], Some(3 << 20))).await;
+    // What nobody wants is taken all the same, for a while: many clients send all before they read.
+    let sent = tokio::io::AsyncWriteExt::write_all(&mut wire.stream, &vec![b' '; 3 << 20]).await;
+    assert!(sent.is_ok(), "{sent:?}");
+    wire.read().await.unwrap().expect(413, "too-large");
+    wire.closed().await;
+    // But not for ever.
+    let mut wire = rig.wire().await;
+    wire.send(&head("POST", "/v1/enroll", "", &[], Some(1 << 30))).await;
+    let start = Instant::now();
+    let endless = async {
+        let chunk = vec![b' '; 64 * 1024];
+        while tokio::io::AsyncWriteExt::write_all(&mut wire.stream, &chunk).await.is_ok() {}
+    };
+    timeout(PATIENCE, endless).await.expect("it is cut");
+    assert!(start.elapsed() < Duration::from_secs(10));
+}
