@@ -415,7 +415,10 @@ async fn b4_bodies_that_are_being_read_have_a_bound_together() {
 #[tokio::test]
 async fn t23_an_answer_is_not_overtaken_by_a_reset_while_the_peer_still_sends() {
     let rig = Rig::start().await;
-    let mut wire = rig.wire().await;
+    let socket = TcpSocket::new_v4().unwrap();
+    // Little of it fits into this side's buffers.
+    socket.set_send_buffer_size(16 * 1024).unwrap();
+    let mut wire = Wire { stream: socket.connect(rig.address).await.unwrap(), read: Vec::new() };
     wire.send(&head("POST", "/v1/enroll", "", &[], Some(3 << 20))).await;
     // What nobody wants is taken all the same, for a while: many clients send all before they read.
     let sent = tokio::io::AsyncWriteExt::write_all(&mut wire.stream, &vec![b' '; 3 << 20]).await;
