@@ -67,7 +67,15 @@ pub(super) fn parse(document: &[u8], limits: &Limits) -> Result<Element, XmlErro
     }
     let stripped = text.strip_prefix('\u{feff}').unwrap_or(text);
     let skipped = text.len() - stripped.len();
-    let parser = Parser { limits, elements: 0, open: Vec::new(), bindings: Vec::new(), root: None };
+    let parser = Parser {
+        limits,
+        elements: 0,
+        open: Vec::new(),
+        bindings: Vec::new(),
+        prefix_keys: Vec::new(),
+        name_keys: Vec::new(),
+        root: None,
+    };
     parser.run(stripped).map_err(|(rule, offset)| XmlError { rule, offset: offset + skipped })
 }
 
@@ -88,6 +96,10 @@ struct Parser<'l, 'i> {
     elements: usize,
     open: Vec<Open>,
     bindings: Vec<Binding<'i>>,
+    /// [`key`] of each binding's prefix.
+    prefix_keys: Vec<u64>,
+    /// [`key`] of each attribute's local name in the tag at hand.
+    name_keys: Vec<u64>,
     root: Option<Element>,
 }
 
@@ -161,13 +173,18 @@ impl<'i> Parser<'_, 'i> {
         let namespace = self.resolve(prefix)?;
         let mut element = Element::new(namespace, owned_name(local));
         element.attributes.reserve_exact(attributes.len());
+        self.name_keys.clear();
         for (name, value) in attributes {
             let (prefix, local) = split_name(name, self.limits)?;
             // An attribute without a prefix is in no namespace, whatever the default is.
             let namespace = if prefix.is_empty() { Namespace::NONE } else { self.resolve(prefix)? };
-            if element.attributes.iter().any(|a| a.name == local && a.namespace == namespace) {
+            let key = key(local);
+            if self.name_keys.contains(&key)
+                && element.attributes.iter().any(|a| a.name == local && a.namespace == namespace)
+            {
                 return Err(XmlRule::DuplicateAttribute);
             }
+            self.name_keys.push(key);
             element.attributes.push(Attribute {
                 namespace,
                 name: owned_name(local),
@@ -209,21 +226,30 @@ impl<'i> Parser<'_, 'i> {
             return Err(XmlRule::Declaration);
         }
         self.bindings.push(Binding { prefix, namespace });
+        self.prefix_keys.push(key(prefix));
         Ok(())
     }
 
     fn resolve(&self, prefix: &str) -> Result<Namespace, XmlRule> {
-        match self.bindings.iter().rev().find(|binding| binding.prefix == prefix) {
-            Some(binding) => Ok(binding.namespace.clone()),
-            None if prefix.is_empty() => Ok(Namespace::NONE),
-            None if prefix == "xml" => Ok(Namespace::from(ns::XML)),
-            None => Err(XmlRule::UndeclaredPrefix),
+        let wanted = key(prefix);
+        let mut end = self.prefix_keys.len();
+        while let Some(at) = self.prefix_keys[..end].iter().rposition(|key| *key == wanted) {
+            if self.bindings[at].prefix == prefix {
+                return Ok(self.bindings[at].namespace.clone());
+            }
+            end = at;
+        }
+        match prefix {
+            "" => Ok(Namespace::NONE),
+            "xml" => Ok(Namespace::from(ns::XML)),
+            _ => Err(XmlRule::UndeclaredPrefix),
         }
     }
 
     fn end(&mut self) {
         let Some(Open { element, outer_bindings }) = self.open.pop() else { return };
         self.bindings.truncate(outer_bindings);
+        self.prefix_keys.truncate(outer_bindings);
         match self.open.last_mut() {
             Some(parent) => parent.element.children.push(Node::Element(element)),
             None => self.root = Some(element),
@@ -251,6 +277,21 @@ impl<'i> Parser<'_, 'i> {
             _ => element.children.push(Node::Text(piece.to_owned())),
         }
     }
+}
+
+/// A number that is equal for equal names, and for short ones different for different ones: comparing a name with all
+/// others of its tag costs a handful of instructions then, whatever a peer sends (threat T21).
+fn key(name: &str) -> u64 {
+    let bytes = name.as_bytes();
+    if bytes.len() < 8 {
+        let mut packed = [0; 8];
+        packed[..bytes.len()].copy_from_slice(bytes);
+        return u64::from_le_bytes(packed);
+    }
+    // FNV-1a
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 fn position(offset: u64, text: &str) -> usize {
