@@ -306,7 +306,7 @@ fn t21_no_accepted_document_takes_long() {
             })
             .min()
             .unwrap();
-        let bound = Duration::from_millis(if cfg!(debug_assertions) { 100 } else { 10 });
+        let bound = Duration::from_millis(if cfg!(debug_assertions) { 1_000 } else { 10 });
         assert!(best < bound, "{best:?} for {:?}", &document[..60]);
     }
 }

@@ -391,5 +391,5 @@ fn a_small_request_is_written_and_read_in_microseconds() {
         .min()
         .unwrap();
     println!("written and read in {best:?}");
-    assert!(best < Duration::from_micros(if cfg!(debug_assertions) { 200 } else { 10 }), "{best:?}");
+    assert!(best < Duration::from_micros(if cfg!(debug_assertions) { 1_000 } else { 10 }), "{best:?}");
 }
