@@ -436,3 +436,43 @@ async fn t23_an_answer_is_not_overtaken_by_a_reset_while_the_peer_still_sends() 
     timeout(PATIENCE, endless).await.expect("it is cut");
     assert!(start.elapsed() < Duration::from_secs(10));
 }
+
+#[tokio::test]
+async fn b6_a_call_is_in_flight_until_its_answer_is_on_its_way() {
+    let rig = Rig::with(|config| config.http.service_in_flight = 1).await;
+    let mut device = rig.device("d").await;
+    let (key, other) = (rig.key(&[]).await, rig.key(&[]).await);
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let stream = socket.connect(rig.address).await.unwrap();
+    let mut greedy = Wire { stream, read: Vec::new() };
+    let count = 40;
+    greedy.send(&head("GET", "/v1/devices/d/objects/x", &key, &[], None).repeat(count)).await;
+    let big = Body::new("a/b", vec![b'x'; 120 * 1024]);
+    let mut answered = 0;
+    while let Ok((id, _)) = timeout(SHORT, device.request()).await {
+        device.answer(id, Response::with_body(big.clone())).await;
+        answered += 1;
+    }
+    assert!(answered < count, "the window closes on the way");
+    // The answer that nobody reads takes the key's only place; another key has its own.
+    rig.get("/v1/devices/d/objects/x", &key).await.expect(429, "too-many-requests");
+    rig.get("/v1/devices/none/objects/x", &other).await.expect(404, "unknown-device");
+    let read = async {
+        for _ in 0..count {
+            assert_eq!(greedy.read().await.unwrap().body.len(), 120 * 1024);
+        }
+    };
+    let rest = async {
+        for _ in answered..count {
+            let (id, _) = device.request().await;
+            device.answer(id, Response::with_body(big.clone())).await;
+        }
+    };
+    tokio::join!(read, rest);
+    let answer = async {
+        let (id, _) = device.request().await;
+        device.answer(id, Response::ok()).await;
+    };
+    assert_eq!(tokio::join!(rig.get("/v1/devices/d/objects/x", &key), answer).0.status, 200);
+}

@@ -145,6 +145,7 @@ impl InFlight {
 }
 
 /// One call in flight; it no longer is once this is dropped.
+#[derive(Debug)]
 pub(super) struct Ticket {
     app: Arc<App>,
     key: KeyId,

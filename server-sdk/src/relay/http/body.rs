@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     App,
+    access::Ticket,
     problem::{Code, Problem},
 };
 
@@ -24,14 +25,24 @@ pub(super) type Reply = http::Response<ReplyBody>;
 
 /// A body in memory, given in pieces that the connection's write buffer can forget again.
 #[derive(Debug, Default)]
-pub(super) struct ReplyBody(Bytes);
+pub(super) struct ReplyBody {
+    bytes: Bytes,
+    ticket: Option<Ticket>,
+}
+
+impl ReplyBody {
+    /// The call counts as in flight until its answer is on its way: memory that nobody reads has a bound, too.
+    pub(super) fn hold(&mut self, ticket: Option<Ticket>) {
+        self.ticket = ticket;
+    }
+}
 
 /// The largest piece: hyper keeps a write buffer as large as the largest piece that ever went through it.
 const PIECE: usize = 16 * 1024;
 
 impl From<Bytes> for ReplyBody {
     fn from(bytes: Bytes) -> Self {
-        Self(bytes)
+        Self { bytes, ticket: None }
     }
 }
 
@@ -43,19 +54,19 @@ impl Body for ReplyBody {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.0.is_empty() {
+        if self.bytes.is_empty() {
             return Poll::Ready(None);
         }
-        let piece = PIECE.min(self.0.len());
-        Poll::Ready(Some(Ok(Frame::data(self.0.split_to(piece)))))
+        let piece = PIECE.min(self.bytes.len());
+        Poll::Ready(Some(Ok(Frame::data(self.bytes.split_to(piece)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_empty()
+        self.bytes.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.len() as u64)
+        SizeHint::with_exact(self.bytes.len() as u64)
     }
 }
 

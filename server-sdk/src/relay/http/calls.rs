@@ -134,14 +134,13 @@ where
     let understood = Box::pin(understand(call));
     async move {
         let result = match understood.await {
-            Ok(Ready { call, applied, ticket }) => {
-                let result = app.relay.request(call).await;
-                drop(ticket);
-                match result {
-                    Ok(answer) => reply(answer.id, answer.response, applied),
-                    Err(error) => Err(Problem::from(error)),
-                }
-            }
+            Ok(Ready { call, applied, ticket }) => match app.relay.request(call).await {
+                Ok(answer) => reply(answer.id, answer.response, applied).map(|mut reply| {
+                    reply.body_mut().hold(ticket);
+                    reply
+                }),
+                Err(error) => Err(Problem::from(error)),
+            },
             Err(problem) => Err(problem),
         };
         let result = result.map_err(Problem::of_call);
