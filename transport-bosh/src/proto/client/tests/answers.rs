@@ -352,3 +352,46 @@ fn closing_before_there_is_a_session_is_over_at_once() {
     rig.pass(seconds(100));
     assert_eq!(rig.posts.len(), 0);
 }
+
+#[test]
+fn x7_a_challenge_may_come_on_the_older_request() {
+    let mut rig = Rig::open();
+    rig.send("auth");
+    assert_eq!(rig.rids(), [1_002, 1_003]);
+    let exchange = rig.take(1_002).exchange;
+    let challenge = body("", "<challenge xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>eA==</challenge>");
+    rig.input(Input::Replied { exchange, reply: Reply::new(200, challenge) });
+    assert!(rig.payloads[0].is(ns::SASL, "challenge"));
+    assert_eq!(rig.rids(), [1_003], "what carried the auth is the one that is held now");
+    rig.send("response");
+    assert_eq!(rig.rids(), [1_003, 1_004]);
+}
+
+#[test]
+fn x16_errors_in_stanzas_are_payloads() {
+    let mut rig = Rig::open();
+    rig.reply(1_002, &body("", "<message xmlns='jabber:client' type='error'>x</message>"));
+    assert_eq!((rig.texts(), &rig.ended), (vec!["x".to_owned()], &None));
+}
+
+#[test]
+fn m1_a_stream_that_is_named_is_not_named_back() {
+    let mut rig = Rig::open_as(
+        settings(),
+        &format!("{SESSION} stream='first' authid='a' charsets='x y' accept='gzip'"),
+    );
+    rig.send("one");
+    for posted in &rig.posts {
+        assert_eq!(posted.body.attr("stream"), None);
+    }
+    rig.reply(1_002, &body("stream='first'", &message("x")));
+    assert_eq!(rig.texts(), ["x"]);
+}
+
+#[test]
+fn f32_a_session_that_is_gone_says_so_at_any_time() {
+    let mut rig = Rig::open();
+    rig.pass(seconds(49));
+    rig.reply(1_002, &body("type='terminate' condition='item-not-found'", ""));
+    assert_eq!(rig.ended.map(|end| end.reason()), Some(EndReason::Expired));
+}

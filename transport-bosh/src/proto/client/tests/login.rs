@@ -244,3 +244,15 @@ fn t44_names_that_no_server_could_take_are_refused_and_secrets_are_not_shown() {
     let shown = format!("{:?}", authenticated());
     assert!(!shown.contains("s3cret-1"), "{shown}");
 }
+
+#[test]
+fn x3_starttls_and_compression_are_passed_over() {
+    let offered = features(&format!(
+        "<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'><required/></starttls>\
+         <compression xmlns='http://jabber.org/features/compress'><method>zlib</method></compression>\
+         <mechanisms xmlns='{}'><mechanism>SCRAM-SHA-256-PLUS</mechanism><mechanism>SCRAM-SHA-256</mechanism></mechanisms>",
+        ns::SASL
+    ));
+    let auth = sent(login(false).handle(&offered));
+    assert_eq!(auth.attr("mechanism"), Some("SCRAM-SHA-256"));
+}
