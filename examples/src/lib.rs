@@ -3,6 +3,18 @@
 
 pub mod printer;
 
+/// Ctrl-C, or SIGTERM.
+///
+/// # Errors
+/// The system does not tell of signals.
+pub async fn asked_to_stop() -> std::io::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
 /// What a program ends with when it cannot go on: told in words, with what caused it, not as a debugging aid.
 pub struct Failure(Box<dyn std::error::Error + Send + Sync>);
 

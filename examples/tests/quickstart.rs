@@ -25,7 +25,8 @@ fn k1_it_ends_with_the_toner_level_read_through_the_relay_and_leaves_nothing_beh
 
 #[test]
 fn k1_it_stays_up_and_the_commands_that_it_prints_work() {
-    let mut program = Program::start(QUICKSTART, &[]);
+    let temporary = tempfile::tempdir().unwrap();
+    let mut program = Program::start_with(Command::new(QUICKSTART).env("TMPDIR", temporary.path()));
     let read = program.line("curl -i").trim().to_owned();
     let offline = program.line("curl -i").trim().to_owned();
     let set = program.line("curl -X PUT").trim().to_owned();
@@ -39,7 +40,8 @@ fn k1_it_stays_up_and_the_commands_that_it_prints_work() {
     let answer = shell(&offline);
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("relay-outcome: offline"), "{answer}");
     assert_eq!(shell(&set), "Hello");
-    program.signal("-INT");
+    program.signal("-TERM");
     let (status, said) = program.end();
     assert!(status.success(), "{said:?}");
+    assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "it left something behind");
 }

@@ -13,7 +13,7 @@ use std::{future::pending, net::Ipv4Addr, path::Path};
 use clap::Parser;
 use device_sdk::Device;
 use examples::{
-    Failure,
+    Failure, asked_to_stop,
     printer::{Printer, mib},
 };
 use server_sdk::{
@@ -86,7 +86,7 @@ async fn main() -> Result<(), Failure> {
     println!("toner     printer-1 has {} % of its black toner left, read through the relay", toner.text()?);
 
     if !options.once {
-        tokio::signal::ctrl_c().await?;
+        asked_to_stop().await?;
     }
     device.shutdown(std::time::Duration::from_secs(1)).await;
     Ok(())

@@ -9,7 +9,7 @@ use std::{
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use server_sdk::{
@@ -17,13 +17,13 @@ use server_sdk::{
     ids::AccountId,
     relay::{Server, ServerConfig},
 };
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 
 /// How long anything may take before the test has failed.
-pub const BOUND: Duration = Duration::from_secs(30);
+pub(crate) const BOUND: Duration = Duration::from_secs(30);
 
 /// A program that runs, and what it says.
-pub struct Program {
+pub(crate) struct Program {
     child: Child,
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
@@ -31,11 +31,11 @@ pub struct Program {
 }
 
 impl Program {
-    pub fn start(path: &str, arguments: &[&str]) -> Self {
+    pub(crate) fn start(path: &str, arguments: &[&str]) -> Self {
         Self::start_with(Command::new(path).args(arguments))
     }
 
-    pub fn start_with(command: &mut Command) -> Self {
+    pub(crate) fn start_with(command: &mut Command) -> Self {
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
@@ -55,7 +55,7 @@ impl Program {
     }
 
     /// Waits for a line that has `words` in it.
-    pub fn line(&mut self, words: &str) -> String {
+    pub(crate) fn line(&mut self, words: &str) -> String {
         let until = Instant::now() + BOUND;
         loop {
             match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
@@ -71,22 +71,22 @@ impl Program {
     }
 
     /// Types a line.
-    pub fn press(&mut self, line: &str) {
+    pub(crate) fn press(&mut self, line: &str) {
         writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
     /// Closes its standard input.
-    pub fn hang_up(&mut self) {
+    pub(crate) fn hang_up(&mut self) {
         self.stdin = None;
     }
 
-    pub fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
     /// Waits for its end; all that it said.
-    pub fn end(mut self) -> (ExitStatus, Vec<String>) {
+    pub(crate) fn end(mut self) -> (ExitStatus, Vec<String>) {
         let until = Instant::now() + BOUND;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -103,7 +103,7 @@ impl Program {
     }
 
     /// Ends it by SIGKILL.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -117,20 +117,20 @@ impl Drop for Program {
 }
 
 /// A relay in this process.
-pub struct Relay {
-    pub url: String,
-    pub address: SocketAddr,
-    pub client: Client,
+pub(crate) struct Relay {
+    pub(crate) url: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) client: Client,
     stop: oneshot::Sender<()>,
     running: JoinHandle<()>,
 }
 
 impl Relay {
-    pub async fn start(data: &Path) -> Self {
+    pub(crate) async fn start(data: &Path) -> Self {
         Self::start_at(data, SocketAddr::from(([127, 0, 0, 1], 0))).await
     }
 
-    pub async fn start_at(data: &Path, listen: SocketAddr) -> Self {
+    pub(crate) async fn start_at(data: &Path, listen: SocketAddr) -> Self {
         let mut config = ServerConfig::default();
         config.listen = vec![listen];
         config.data = PathBuf::from(data);
@@ -148,22 +148,22 @@ impl Relay {
         Self { url, address, client, stop, running }
     }
 
-    pub async fn pin(&self, device: &str, accounts: &[&str]) -> String {
+    pub(crate) async fn pin(&self, device: &str, accounts: &[&str]) -> String {
         let accounts: Vec<_> = accounts.iter().map(|account| AccountId::new(account).unwrap()).collect();
         self.client.administration().issue_pin(device, &accounts).await.unwrap().pin.expose().to_owned()
     }
 
-    pub async fn key(&self) -> String {
+    pub(crate) async fn key(&self) -> String {
         self.client.administration().new_key(&[]).await.unwrap().key.expose().to_owned()
     }
 
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         let _ = self.stop.send(());
         self.running.await.unwrap();
     }
 
     /// Asks until the answer is `wanted`.
-    pub async fn until(
+    pub(crate) async fn until(
         &self,
         device: &str,
         object: &str,

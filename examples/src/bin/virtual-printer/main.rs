@@ -13,7 +13,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use device_sdk::{Device, Event, Events};
-use examples::{Failure, printer::Printer};
+use examples::{Failure, asked_to_stop, printer::Printer};
 
 #[derive(Debug, Parser)]
 #[command(about = "A virtual printer that a relay can reach")]
@@ -163,13 +163,4 @@ fn own_address(relay: &str) -> IpAddr {
             socket.local_addr()
         })
         .map_or(loopback, |address| address.ip())
-}
-
-/// Ctrl-C, or SIGTERM.
-async fn asked_to_stop() -> std::io::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => interrupted,
-        _ = terminate.recv() => Ok(()),
-    }
 }
