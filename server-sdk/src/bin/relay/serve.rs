@@ -69,11 +69,12 @@ pub(crate) async fn serve(serve: Serve, reach: Reach, json: bool) -> Result<(), 
 }
 
 fn log() -> Result<(), Failure> {
-    let filter = match std::env::var("RELAY_LOG") {
-        Ok(filter) => EnvFilter::try_new(&filter).map_err(|error| {
-            Failure::own(format!("RELAY_LOG is {filter:?}, which is no filter")).because(error)
+    let set = ["RELAY_LOG", "RUST_LOG"].into_iter().find_map(|name| Some((name, std::env::var(name).ok()?)));
+    let filter = match set {
+        Some((name, filter)) => EnvFilter::try_new(&filter).map_err(|error| {
+            Failure::own(format!("{name} is {filter:?}, which is no filter")).because(error)
         })?,
-        Err(_) => EnvFilter::new("info"),
+        None => EnvFilter::new("info"),
     };
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
