@@ -1,6 +1,6 @@
 //! The client end: logs in to any XMPP server over BOSH, and carries a device's session with a relay.
 //!
-//! - [`BoshConnector`] is the [`Connector`] of a device.
+//! - [`BoshConnector`] is the [`Connector`](relay_core::transport::Connector) of a device.
 //! - [`XmppClient`] is what it stands on, useful by itself: log in, send and receive stanzas, log out.
 //!
 //! ```text
@@ -10,6 +10,7 @@
 //! ```
 //!
 //! ```no_run
+//! # #[cfg(feature = "reqwest")]
 //! # async fn example() -> Result<(), relay_core::error::TransportError> {
 //! use std::time::Duration;
 //! use relay_core::{auth::Secret, xml::{Element, ns}};

@@ -1,8 +1,7 @@
 //! One POST and its answer: all that the client end asks of HTTP.
 //!
-//! With the feature `reqwest`, [`ReqwestExchange`](crate::http::ReqwestExchange) does it over the network. An
-//! exchange of another kind (a simulated network, a device's own HTTP stack) is a few lines; what it has to keep to is
-//! said at [`Exchange`].
+//! With the feature `reqwest`, `http::ReqwestExchange` does it over the network. An exchange of another kind (a
+//! simulated network, a device's own HTTP stack) is a few lines; what it has to keep to is said at [`Exchange`].
 
 use std::{error::Error as StdError, fmt, time::Duration};
 

@@ -15,13 +15,14 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use relay_core::xml::Element;
 
-use self::wrapper::Wrapper;
+use self::{timing::timeout, wrapper::Wrapper};
 use crate::{
     exchange::{ExchangeErrorKind, Post, Reply},
     proto::rid::Rid,
@@ -32,6 +33,7 @@ pub mod login;
 mod scram;
 #[cfg(test)]
 mod tests;
+mod timing;
 mod types;
 mod wrapper;
 
@@ -91,26 +93,15 @@ enum Phase {
     Ended,
 }
 
-/// The first repeat is immediate, the next after one second, then two, and so on up to this.
-const LONGEST_BACKOFF: Duration = Duration::from_secs(8);
 /// No peer makes this end stay away longer.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3_600);
 /// Answers to one request that are none at BOSH level, before the peer is given up. A proxy's page passes; a peer that
 /// always speaks so does not know BOSH.
 const MAX_GARBLED: u32 = 6;
-/// Inactivity assumed of a peer that names none.
-const DEFAULT_INACTIVITY: Duration = Duration::from_secs(120);
-/// The least interval between polls of a session that can only poll, if the peer names none.
-const DEFAULT_POLLING: Duration = Duration::from_secs(2);
-/// An empty answer to an empty request within this time was not held.
-const NOT_HELD: Duration = Duration::from_millis(500);
-/// So many of them in a row are taken as they come.
-const NOT_HELD_ALLOWED: u32 = 3;
 /// The longest SID taken.
 const MAX_SID: usize = 512;
 
 /// The client's end of one session.
-#[derive(Debug)]
 pub struct ClientMachine {
     settings: ClientSettings,
     phase: Phase,
@@ -137,6 +128,18 @@ pub struct ClientMachine {
     not_held: u32,
     outputs: VecDeque<Output>,
     stats: ClientStats,
+}
+
+impl fmt::Debug for ClientMachine {
+    // The SID is a secret, and payloads are nobody's to show.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientMachine")
+            .field("phase", &self.phase)
+            .field("requests", &self.requests.len())
+            .field("queued_bytes", &self.queued_bytes)
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ClientMachine {
@@ -413,19 +416,6 @@ impl ClientMachine {
         }
     }
 
-    fn backoff(&mut self, failures: u32) -> Duration {
-        if failures == 0 {
-            return Duration::ZERO;
-        }
-        let base = Duration::from_secs(1 << (failures - 1).min(10)).min(LONGEST_BACKOFF);
-        // xorshift64: spreads, keeps no secret.
-        self.jitter ^= self.jitter << 13;
-        self.jitter ^= self.jitter >> 7;
-        self.jitter ^= self.jitter << 17;
-        let parts = u32::try_from(self.jitter % 512).unwrap_or(0);
-        base / 2 + base * parts / 1_024
-    }
-
     fn answered(&mut self, i: usize, wrapper: Wrapper) {
         self.last_answer = self.now;
         self.outputs.push_back(Output::Alive);
@@ -515,32 +505,6 @@ impl ClientMachine {
         true
     }
 
-    /// When the next empty request may go.
-    fn pace(&mut self, kind: Kind, empty: bool, posted: Instant) {
-        let polling = self.granted.wait.is_zero() || self.granted.hold == 0 || self.granted.requests == 1;
-        if polling {
-            // A server in use counts from the creation on, whatever that brought.
-            if empty || kind == Kind::Creation {
-                self.poll_not_before = posted + self.granted.polling.unwrap_or(DEFAULT_POLLING);
-            }
-            return;
-        }
-        if !empty {
-            self.poll_not_before = self.now + self.settings.gather;
-        }
-        let held = self.now.saturating_duration_since(posted) >= NOT_HELD;
-        if kind != Kind::Poll || !empty || held {
-            self.not_held = 0;
-            return;
-        }
-        self.not_held += 1;
-        if self.not_held > NOT_HELD_ALLOWED {
-            // A peer that says it holds requests and does not must not make this end spin.
-            let pause = self.granted.polling.unwrap_or(DEFAULT_POLLING).max(Duration::from_secs(1));
-            self.poll_not_before = self.now + pause.min(self.inactivity() / 2);
-        }
-    }
-
     /// The peer says which answer it thinks was lost (XEP-0124 §9.2). One that is just under way needs no repeat.
     fn reported(&mut self, rid: Rid, age: Duration) {
         if age < self.secondary() {
@@ -596,96 +560,5 @@ impl ClientMachine {
         self.queue.clear();
         self.queued_bytes = 0;
         self.outputs.push_back(Output::Ended(end));
-    }
-
-    fn inactivity(&self) -> Duration {
-        self.granted.inactivity.unwrap_or(DEFAULT_INACTIVITY).max(Duration::from_secs(1))
-    }
-
-    /// How long an answer may overtake an earlier one.
-    fn secondary(&self) -> Duration {
-        (self.granted.wait / 10).max(Duration::from_millis(200))
-    }
-
-    /// When the peer has certainly given the session up: it held a request for `wait`, then waited for the next. While
-    /// a POST is under way it may be held at this moment, so there is no such time.
-    fn given_up_at(&self) -> Option<Instant> {
-        let asked = self.requests.front()?.first_posted;
-        let under_way = self.requests.iter().any(|request| matches!(request.state, State::Posted { .. }));
-        (!under_way).then(|| self.last_answer.max(asked) + self.granted.wait + self.inactivity())
-    }
-
-    fn gap_repeat_at(&self) -> Option<Instant> {
-        let front = self.requests.front()?;
-        let State::Posted { at, .. } = front.state else { return None };
-        // Each repeat gets twice the time of the one before.
-        let patience = self.secondary() * (1 << front.failures.min(6));
-        Some(self.gap_since?.max(at) + patience)
-    }
-
-    /// Acts on every time that has come.
-    fn expire(&mut self) {
-        let now = self.now;
-        match self.phase {
-            Phase::Closing { until } if now >= until => return self.end(End::Closed),
-            Phase::Open if self.given_up_at().is_some_and(|at| now >= at) => {
-                return self.end(End::Silent);
-            }
-            Phase::Idle | Phase::Ended => return,
-            _ => {}
-        }
-        if self.gap_repeat_at().is_some_and(|at| now >= at) {
-            self.supersede(0, false);
-            if let Some(front) = self.requests.front_mut() {
-                front.failures += 1;
-            }
-        }
-        for i in 0..self.requests.len() {
-            let request = &self.requests[i];
-            let State::Posted { exchange, at } = request.state else { continue };
-            let (kind, timeout) = (request.kind, timeout(&self.settings, &self.granted, request.kind));
-            if now < at + timeout {
-                continue;
-            }
-            self.outputs.push_back(Output::Abandon(exchange));
-            if kind == Kind::Creation {
-                self.requests.clear();
-                return self.end(End::Unreachable(ExchangeErrorKind::TimedOut));
-            }
-            self.try_again(i, None);
-        }
-    }
-
-    fn wake_at(&self) -> Option<Instant> {
-        let mut earliest = match self.phase {
-            Phase::Idle | Phase::Ended => return None,
-            Phase::Closing { until } => Some(until),
-            Phase::Open if self.requests.is_empty() => (!self.hold).then_some(self.poll_not_before),
-            Phase::Open => self.given_up_at(),
-            Phase::Creating => None,
-        };
-        let mut at = |instant: Instant| earliest = Some(earliest.map_or(instant, |e| e.min(instant)));
-        for request in &self.requests {
-            match request.state {
-                State::Due(due) => at(due),
-                State::Posted { at: posted, .. } => {
-                    at(posted + timeout(&self.settings, &self.granted, request.kind));
-                }
-                State::Answered(_) => {}
-            }
-        }
-        if let Some(repeat) = self.gap_repeat_at() {
-            at(repeat);
-        }
-        earliest
-    }
-}
-
-/// How long the answer to a request of `kind` may take.
-fn timeout(settings: &ClientSettings, granted: &Granted, kind: Kind) -> Duration {
-    match kind {
-        Kind::Creation => settings.creation,
-        Kind::Terminate => settings.farewell,
-        Kind::Payloads | Kind::Poll | Kind::Restart => granted.wait + settings.margin,
     }
 }

@@ -5,7 +5,7 @@
 //! features ─▶ SASL (strictly alternating) ─▶ success, restart ─▶ features ─▶ bind ─▶ (session) ─▶ (resume) ─▶ done
 //! ```
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use relay_core::{
@@ -100,7 +100,7 @@ pub struct LoggedIn {
 }
 
 /// What to do after a payload.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
     /// Wait for the next payload.
@@ -111,6 +111,18 @@ pub enum Step {
     Restart,
     /// Done: whatever else comes is the session's.
     Done(LoggedIn),
+}
+
+impl fmt::Debug for Step {
+    // What is sent may be a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wait => f.write_str("Wait"),
+            Self::Send(payload) => write!(f, "Send(<{}/>)", payload.name()),
+            Self::Restart => f.write_str("Restart"),
+            Self::Done(done) => write!(f, "Done({done:?})"),
+        }
+    }
 }
 
 #[derive(Debug)]

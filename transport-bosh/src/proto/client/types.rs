@@ -1,6 +1,9 @@
 //! What goes into the client's machine and what comes out.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use relay_core::xml::Element;
 
@@ -61,7 +64,6 @@ impl ClientSettings {
 pub struct ExchangeId(pub(super) u64);
 
 /// What happens to a session.
-#[derive(Debug)]
 #[non_exhaustive]
 pub enum Input {
     /// Create the session. The first input.
@@ -102,8 +104,25 @@ pub enum Input {
     Woken,
 }
 
+impl fmt::Debug for Input {
+    // Payloads may be credentials and are nobody's to show.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open => f.write_str("Open"),
+            Self::Send { payload, tag } => write!(f, "Send(<{}/>, {tag:?})", payload.name()),
+            Self::Restart => f.write_str("Restart"),
+            Self::Hold(hold) => write!(f, "Hold({hold})"),
+            Self::Refresh => f.write_str("Refresh"),
+            Self::Close { .. } => f.write_str("Close"),
+            Self::Replied { exchange, reply } => write!(f, "Replied({exchange:?}, {reply:?})"),
+            Self::Failed { exchange, kind } => write!(f, "Failed({exchange:?}, {kind:?})"),
+            Self::Woken => f.write_str("Woken"),
+        }
+    }
+}
+
 /// What a session wants done, or says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Output {
     /// POST this.
@@ -134,6 +153,23 @@ pub enum Output {
     Ended(End),
     /// Nothing more for now; come back at this time, or with the next input.
     WakeAt(Option<Instant>),
+}
+
+impl fmt::Debug for Output {
+    // The SID is a secret, and payloads are nobody's to show.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Post { exchange, post } => write!(f, "Post({exchange:?}, {post:?})"),
+            Self::Abandon(exchange) => write!(f, "Abandon({exchange:?})"),
+            Self::Created { granted, .. } => write!(f, "Created({granted:?})"),
+            Self::Alive => f.write_str("Alive"),
+            Self::Payload(payload) => write!(f, "Payload(<{}/>)", payload.name()),
+            Self::Confirmed(tag) => write!(f, "Confirmed({tag})"),
+            Self::Reachable(reachable) => write!(f, "Reachable({reachable})"),
+            Self::Ended(end) => write!(f, "Ended({end:?})"),
+            Self::WakeAt(at) => write!(f, "WakeAt({at:?})"),
+        }
+    }
 }
 
 /// How often things happened.

@@ -395,3 +395,27 @@ fn f32_a_session_that_is_gone_says_so_at_any_time() {
     rig.reply(1_002, &body("type='terminate' condition='item-not-found'", ""));
     assert_eq!(rig.ended.map(|end| end.reason()), Some(EndReason::Expired));
 }
+
+#[test]
+fn f28_neither_sid_nor_payloads_are_shown() {
+    let mut rig = Rig::new(settings());
+    let exchange = rig.take(1_001).exchange;
+    let input = Input::Replied {
+        exchange,
+        reply: Reply::new(200, body("sid='s1-secret' requests='2'", &message("x"))),
+    };
+    let mut shown = format!("{input:?}");
+    rig.machine.handle_input(rig.now, input);
+    let secret = || Element::new(ns::SASL, "auth").with_text("AGRldjEAczNjcmV0LTE=");
+    let send = Input::Send { payload: secret(), tag: None };
+    shown.push_str(&format!("{send:?}"));
+    rig.machine.handle_input(rig.now, send);
+    loop {
+        let output = rig.machine.poll_output();
+        shown.push_str(&format!("{output:?} {:?}", rig.machine));
+        if matches!(output, Output::WakeAt(_)) {
+            break;
+        }
+    }
+    assert!(!shown.contains("secret") && !shown.contains("AGRl"), "{shown}");
+}

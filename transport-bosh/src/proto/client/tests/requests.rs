@@ -194,7 +194,7 @@ fn k10_repeats_back_off_and_spread() {
     assert_ne!(a[1..], b[1..], "a fleet comes back in step");
     for delays in [a, b] {
         for (failures, delay) in (1..).zip(&delays[1..]) {
-            let base = seconds(1 << (failures - 1)).min(LONGEST_BACKOFF);
+            let base = seconds(1 << (failures - 1)).min(timing::LONGEST_BACKOFF);
             assert!(*delay >= base / 2 && *delay <= base, "{delay:?} after {failures}");
         }
     }
