@@ -55,6 +55,21 @@ fn record(connection: &Connection, row: &Row<'_>) -> rusqlite::Result<DeviceReco
     Ok(DeviceRecord::merge(id(row, 1)?, own, set, agreed, time(row.get(7)?), registered_at.map(time)))
 }
 
+/// Reads with several statements as of one moment, so that a record and what belongs to it agree. Within the writer's
+/// transaction they do already.
+fn at_once<T>(
+    connection: &Connection,
+    work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    if !connection.is_autocommit() {
+        return work(connection);
+    }
+    let transaction = connection.unchecked_transaction()?;
+    let value = work(&transaction)?;
+    transaction.finish()?;
+    Ok(value)
+}
+
 fn agreed(connection: &Connection, device: &str) -> rusqlite::Result<BTreeMap<AccountId, Membership>> {
     let mut statement =
         connection.prepare_cached("SELECT spelling, by_administrator FROM agreement WHERE device = ?1")?;
@@ -66,11 +81,22 @@ fn agreed(connection: &Connection, device: &str) -> rusqlite::Result<BTreeMap<Ac
 }
 
 pub(super) fn device(connection: &Connection, device: &DeviceId) -> rusqlite::Result<Option<DeviceRecord>> {
-    let mut statement = connection.prepare_cached(&format!("{DEVICE} WHERE id = ?1"))?;
-    statement.query_row([device.folded()], |row| record(connection, row)).optional()
+    at_once(connection, |connection| {
+        let mut statement = connection.prepare_cached(&format!("{DEVICE} WHERE id = ?1"))?;
+        statement.query_row([device.folded()], |row| record(connection, row)).optional()
+    })
 }
 
 pub(super) fn devices(
+    connection: &Connection,
+    query: &DeviceQuery,
+    after: Option<&DeviceId>,
+    limit: usize,
+) -> rusqlite::Result<Page<DeviceRecord>> {
+    at_once(connection, |connection| find(connection, query, after, limit))
+}
+
+fn find(
     connection: &Connection,
     query: &DeviceQuery,
     after: Option<&DeviceId>,

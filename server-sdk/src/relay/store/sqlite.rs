@@ -96,14 +96,7 @@ impl Readers {
             Some(connection) => connection,
             None => open_reader(&self.path)?,
         };
-        // One transaction, so that a record and what belongs to it are of the same moment.
-        let read = || {
-            let transaction = connection.unchecked_transaction()?;
-            let value = work(&transaction)?;
-            transaction.finish()?;
-            Ok(value)
-        };
-        match read() {
+        match work(&connection) {
             Ok(value) => {
                 self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
                 Ok(value)
