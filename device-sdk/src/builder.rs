@@ -196,7 +196,7 @@ impl Builder {
         let connector = match self.connector {
             Some(connector) => connector,
             #[cfg(feature = "bosh")]
-            None => bosh(&url, self.allow_plaintext, self.domain)?,
+            None => bosh(&url, self.allow_plaintext, self.domain, self.keepalive)?,
             #[cfg(not(feature = "bosh"))]
             None => return Err(StartError::NoConnector),
         };
@@ -281,11 +281,19 @@ impl Builder {
 
 /// XMPP over BOSH, beside the relay's API.
 #[cfg(feature = "bosh")]
-fn bosh(url: &RelayUrl, allow_plaintext: bool, domain: String) -> Result<Arc<dyn Connector>, StartError> {
+fn bosh(
+    url: &RelayUrl,
+    allow_plaintext: bool,
+    domain: String,
+    keepalive: Duration,
+) -> Result<Arc<dyn Connector>, StartError> {
     let mut settings = transport_bosh::http::HttpSettings::new(url.join("http-bind"));
     settings.allow_plaintext = allow_plaintext;
     let connector = transport_bosh::client::BoshConnector::with_http(settings)
         .map_err(|error| StartError::Tls(error.into()))?;
+    // A keep-alive repeats the held request, which the relay then holds anew, and it ends a session over ten repeats of
+    // one RID (XEP-0124 §14.3). Held no longer than a keep-alive, none is repeated that often.
+    let connector = connector.with_settings(|bosh| bosh.wait = bosh.wait.min(keepalive));
     Ok(Arc::new(connector.with_domain(domain)))
 }
 

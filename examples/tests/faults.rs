@@ -88,7 +88,7 @@ async fn f9_idle_connections_cut_by_rst_lose_no_call() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f9_idle_connections_that_fall_silent_lose_no_call() {
-    let proxy = cut_by(&[Cut::Silence], 300..1500, 12, 2500).await;
+    let proxy = cut_by(&[Cut::Silence], 300..1500, 3, 2000).await;
     at_least("connections gone silent", &proxy.counts.silence, 20);
 }
 
