@@ -476,3 +476,32 @@ async fn c8_to_and_route_in_a_later_request_are_ignored() {
         bench.post(client.next_with("to='other.example' route='xmpp:other.example:5222' stream='x'", ""));
     assert_held(&mut held);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_threads_on_one_session_keep_its_order() {
+    let mut bench = Bench::new();
+    let (mut client, owner) = bench.bind("dev1", TERMS).await;
+    let bench = Arc::new(bench);
+    const ROUNDS: usize = 500;
+    for _ in 0..ROUNDS / 2 {
+        // Two requests of one session, and a copy of the first, at the same instant on threads of their own.
+        let first = client.next(&received(&format!("r{}", client.rid)));
+        let second = client.next(&received(&format!("r{}", client.rid)));
+        let posts = [first.clone(), second, first].map(|message| {
+            let bench = Arc::clone(&bench);
+            std::thread::spawn(move || bench.post(message))
+        });
+        let exchanges = posts.map(|post| post.join().unwrap());
+        drop(exchanges);
+    }
+    let envelopes = owner.receive(ROUNDS).await;
+    let rids: Vec<u64> = envelopes
+        .iter()
+        .map(|envelope| match envelope {
+            Envelope::Received { id } => id.as_str()[1..].parse().unwrap(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert!(rids.is_sorted() && rids.len() == ROUNDS, "{rids:?}");
+    assert_eq!(owner.unread(), 0, "each once");
+}
