@@ -6,7 +6,7 @@ use data_encoding::BASE64URL_NOPAD;
 use hmac::{Hmac, KeyInit, Mac};
 use relay_core::{
     auth::Principal,
-    ids::DeviceId,
+    ids::{DeviceId, MAX_ID},
     store::{DeviceQuery, DeviceRecord, MAX_PAGE, StoreError, StoredSecret},
 };
 use sha2::Sha256;
@@ -18,6 +18,8 @@ use super::auth::{Action, Auth};
 const LOOKED_THROUGH: usize = 10;
 /// Bytes of MAC in a cursor.
 const MAC: usize = 16;
+/// Bytes of a place in the list: the length of an ID, and the ID.
+const PLAIN: usize = 1 + MAX_ID;
 
 /// Finds devices for callers.
 #[derive(Clone)]
@@ -103,29 +105,55 @@ impl Directory {
         Ok(Found { devices, next })
     }
 
-    fn mac(&self, id: &str, bound_to: &str) -> Hmac<Sha256> {
+    fn keyed(&self, purpose: &[u8]) -> Hmac<Sha256> {
         let mut mac =
             Hmac::<Sha256>::new_from_slice(self.secret.expose()).expect("HMAC takes a key of any length");
-        // An ID has no line break, so the two cannot run into each other.
-        mac.update(id.as_bytes());
-        mac.update(b"\n");
+        mac.update(purpose);
+        mac
+    }
+
+    fn mac(&self, plain: &[u8; PLAIN], bound_to: &str) -> Hmac<Sha256> {
+        let mut mac = self.keyed(b"mac");
+        mac.update(plain);
         mac.update(bound_to.as_bytes());
         mac
     }
 
+    /// Turns plain into hidden, and back. The MAC of what is hidden is its nonce, so that the same stream hides the
+    /// same place alone.
+    fn hide(&self, mac: &[u8], bytes: &mut [u8; PLAIN]) {
+        for (block, chunk) in (0u8..).zip(bytes.chunks_mut(32)) {
+            let mut stream = self.keyed(b"stream");
+            stream.update(&[block]);
+            stream.update(mac);
+            for (byte, mask) in chunk.iter_mut().zip(stream.finalize().into_bytes()) {
+                *byte ^= mask;
+            }
+        }
+    }
+
+    /// The place in the list as the caller may hold it: hidden, since the last device that was looked at may be one
+    /// that the caller must not know of, and all of one length.
     fn seal(&self, after: &DeviceId, bound_to: &str) -> String {
-        let mut bytes = self.mac(after.as_str(), bound_to).finalize().into_bytes()[..MAC].to_vec();
-        bytes.extend_from_slice(after.as_str().as_bytes());
-        BASE64URL_NOPAD.encode(&bytes)
+        let id = after.as_str().as_bytes();
+        let mut bytes = [0; PLAIN];
+        bytes[0] = u8::try_from(id.len()).unwrap_or(0);
+        bytes[1..=id.len()].copy_from_slice(id);
+        let mac = self.mac(&bytes, bound_to).finalize().into_bytes();
+        let mac = &mac[..MAC];
+        self.hide(mac, &mut bytes);
+        BASE64URL_NOPAD.encode(&[mac, &bytes].concat())
     }
 
     fn open(&self, cursor: &str, bound_to: &str) -> Option<DeviceId> {
         // Longer than any that was given: not worth decoding.
         let bytes = BASE64URL_NOPAD.decode(cursor.get(..cursor.len().min(256))?.as_bytes()).ok()?;
-        let (mac, id) = bytes.split_at_checked(MAC)?;
-        let id = std::str::from_utf8(id).ok()?;
-        self.mac(id, bound_to).verify_truncated_left(mac).ok()?;
-        DeviceId::new(id).ok()
+        let (mac, hidden) = bytes.split_at_checked(MAC)?;
+        let mut bytes: [u8; PLAIN] = hidden.try_into().ok()?;
+        self.hide(mac, &mut bytes);
+        self.mac(&bytes, bound_to).verify_truncated_left(mac).ok()?;
+        let id = bytes.get(1..=usize::from(bytes[0]))?;
+        DeviceId::new(std::str::from_utf8(id).ok()?).ok()
     }
 }
 
@@ -201,5 +229,25 @@ mod tests {
             let refused = directory.find(&principal, &query, ("", all), 1, Some(odd)).await;
             assert!(matches!(refused, Err(FindError::Cursor)), "{odd:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn t47_a_cursor_does_not_tell_of_devices_that_the_caller_may_not_see() {
+        let (directory, principal) = directory(2500).await;
+        let query = DeviceQuery::new();
+        // None is wanted, so that the page ends where the store's work does: at a device of others.
+        let none = ("none", |_: &DeviceRecord| false);
+        let mut lengths = std::collections::HashSet::new();
+        let mut cursor = None;
+        for _ in 0..5 {
+            let found = directory.find(&principal, &query, none, 1, cursor.as_deref()).await.unwrap();
+            let next = found.next.unwrap();
+            let bytes = BASE64URL_NOPAD.decode(next.as_bytes()).unwrap();
+            assert!(!bytes.windows(4).any(|window| window == b"dev-"), "{next}");
+            lengths.insert(next.len());
+            assert_ne!(cursor.as_ref(), Some(&next));
+            cursor = Some(next);
+        }
+        assert_eq!(lengths.len(), 1);
     }
 }

@@ -222,13 +222,8 @@ impl Auth {
         device: &DeviceId,
         action: Action<'_>,
     ) -> Result<(), Denied> {
-        let Some(key) = self.key(principal) else {
-            return if matches!(principal, Principal::Administrator(_)) {
-                Ok(())
-            } else {
-                Err(Denied::Forbidden)
-            };
-        };
+        // None: a device, or a key that was revoked while its call was under way.
+        let key = self.key(principal).ok_or(Denied::Forbidden)?;
         if key.scopes.allows(device, &[], action) {
             return Ok(());
         }
@@ -248,22 +243,17 @@ impl Auth {
 
     /// Whether `principal` may do `action` to the device of `record`.
     pub fn allows(&self, principal: &Principal, record: &DeviceRecord, action: Action<'_>) -> bool {
-        match self.key(principal) {
-            Some(key) => key.scopes.allows(&record.id, &record.accounts, action),
-            None => matches!(principal, Principal::Administrator(_)),
-        }
+        self.key(principal).is_some_and(|key| key.scopes.allows(&record.id, &record.accounts, action))
     }
 
     /// On whose word a device counts for `account` if `principal` agrees to it; `None` if it has no say there. A key
     /// speaks for an account if one of its scopes is that account without limits, or it has no scope at all.
     pub fn speaks_for(&self, principal: &Principal, account: &AccountId) -> Option<Membership> {
-        match principal {
-            Principal::Administrator(_) => Some(Membership::Administrator),
-            Principal::Service(_) => {
-                self.key(principal)?.scopes.speak_for(account).then_some(Membership::Account)
-            }
-            _ => None,
+        let key = self.key(principal)?;
+        if key.scopes.is_administrator() {
+            return Some(Membership::Administrator);
         }
+        key.scopes.speak_for(account).then_some(Membership::Account)
     }
 
     /// A new key that may do what `scopes` say: its public name, and itself, which is shown this once.

@@ -182,6 +182,10 @@ async fn x2_a_revoked_or_expired_key_is_nobody() {
     assert_eq!(auth.principal(&key), None);
     let gone = auth.authorize(&Principal::Service(id), &device("d"), Action::List).await;
     assert!(matches!(gone, Err(Denied::Forbidden)));
+    let (admin, _) = auth.new_key(vec!["admin".into()]).await.unwrap();
+    assert!(auth.revoke_key(&admin).await.unwrap());
+    let gone = auth.authorize(&Principal::Administrator(admin), &device("d"), Action::List).await;
+    assert!(matches!(gone, Err(Denied::Forbidden)));
 
     let secret = Secret::random();
     let expired =
