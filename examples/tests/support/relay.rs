@@ -90,6 +90,8 @@ impl Relay {
             .args(arguments)
             .arg("--json")
             .env("RELAY_DATA", &self.data)
+            .env("RELAY_KEY", std::fs::read_to_string(self.data.join("administrator.key")).unwrap().trim())
+            .env("RELAY_ALLOW_PLAINTEXT", "true")
             .env("RELAY_URL", format!("http://{}", self.address))
             .output()
             .expect("the relay's program runs");
