@@ -88,14 +88,14 @@ pub(super) async fn resolve(
         Target::Device(device) => device,
         Target::Account(account) => of_account(app, principal, account, action).await?,
     };
-    if !app.relay.knows(&device) {
-        return Err(Problem::unknown_device());
-    }
     match app.auth.authorize(principal, &device, action).await {
+        // The engine, which is asked next, knows whether there is such a device.
         Ok(()) => Ok(device),
-        Err(Denied::UnknownDevice) => Err(Problem::unknown_device()),
+        Err(Denied::Forbidden) if app.relay.knows(&device) => {
+            Err(Problem::new(Code::Forbidden, "the key's scopes do not allow this on the device"))
+        }
         Err(Denied::Store(error)) => Err(error.into()),
-        Err(_) => Err(Problem::new(Code::Forbidden, "the key's scopes do not allow this on the device")),
+        Err(_) => Err(Problem::unknown_device()),
     }
 }
 

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use hyper::body::Incoming;
 use relay_core::{
     Body, Call as RelayCall, Request, Response,
     auth::Principal,
@@ -38,12 +39,13 @@ pub(super) fn get(
     target: Target,
     object: ObjectId,
 ) -> impl Future<Output = Result<Reply, Problem>> + Send {
-    counted(call, async move |call| {
-        let principal = access::service(&call)?;
-        let options = Options::read(&call.parts.headers, &mut call.query()?)?;
-        let method = Method::get();
-        let device = access::resolve(&call.app, &principal, target, Action::Method(&method)).await?;
-        Ready::new(&call.app, &principal, options, Request::get(device, object))
+    let asked = Asked::read(&call).and_then(Asked::of_object);
+    let app = call.app.clone();
+    drop(call);
+    counted(app.clone(), async move {
+        let Asked { principal, options, .. } = asked?;
+        let device = access::resolve(&app, &principal, target, Action::Method(&Method::get())).await?;
+        Ready::new(&app, &principal, options, Request::get(device, object))
     })
 }
 
@@ -53,45 +55,73 @@ pub(super) fn set(
     target: Target,
     object: ObjectId,
 ) -> impl Future<Output = Result<Reply, Problem>> + Send {
-    counted(call, async move |call| {
-        let principal = access::service(&call)?;
-        let options = Options::read(&call.parts.headers, &mut call.query()?)?;
-        let method = Method::set();
-        let device = access::resolve(&call.app, &principal, target, Action::Method(&method)).await?;
-        let app = call.app.clone();
-        let value = payload(call).await?;
+    let asked = Asked::read(&call).and_then(Asked::of_object);
+    let (app, payload) = Payload::of(call);
+    counted(app.clone(), async move {
+        let Asked { principal, options, .. } = asked?;
+        let device = access::resolve(&app, &principal, target, Action::Method(&Method::set())).await?;
+        let (value, _) = payload?.read(&app).await?;
         Ready::new(&app, &principal, options, Request::set(device, object, value))
     })
 }
 
 /// `POST …/requests`: with a query that has a method, the HTTP body is the request's; without, it is JSON.
 pub(super) fn request(call: Call, target: Target) -> impl Future<Output = Result<Reply, Problem>> + Send {
-    counted(call, async move |call| {
-        let principal = access::service(&call)?;
-        let app = call.app.clone();
-        let mut query = call.query()?;
-        let options = Options::read(&call.parts.headers, &mut query)?;
-        let method = query.take("method")?;
-        let objects = query.take_all("object");
-        query.finish()?;
+    let asked = Asked::read(&call).and_then(Asked::of_method);
+    let json = expect_json(&call.parts.headers);
+    let (app, payload) = Payload::of(call);
+    counted(app.clone(), async move {
+        let Asked { principal, options, method, objects } = asked?;
         let Some(method) = method else {
-            if !objects.is_empty() {
-                return Err(Problem::bad("the query has objects but no method"));
-            }
-            let asked = Asked::read(call).await?;
-            let device = access::resolve(&app, &principal, target, Action::Method(&asked.method)).await?;
-            return Ready::new(&app, &principal, options, asked.of(device));
+            json?;
+            let written = Written::read(payload?.body, &app).await?;
+            let device = access::resolve(&app, &principal, target, Action::Method(&written.method)).await?;
+            return Ready::new(&app, &principal, options, written.of(device));
         };
-        let method = Method::new(&method)?;
-        let objects = objects.iter().map(|object| ObjectId::new(object)).collect::<Result<Vec<_>, _>>()?;
-        let device = access::resolve(&call.app, &principal, target, Action::Method(&method)).await?;
-        let has_type = call.parts.headers.contains_key(header::CONTENT_TYPE);
-        let body = payload(call).await?;
+        let device = access::resolve(&app, &principal, target, Action::Method(&method)).await?;
+        let (body, told) = payload?.read(&app).await?;
         let mut request = Request::new(device, method);
         request.objects = objects;
-        request.body = (has_type || !body.bytes.is_empty()).then_some(body);
+        request.body = (told || !body.bytes.is_empty()).then_some(body);
         Ready::new(&app, &principal, options, request)
     })
+}
+
+/// What a call's head says. Read before anything is waited for, so that the head can go.
+struct Asked {
+    principal: Principal,
+    options: Options,
+    method: Option<Method>,
+    objects: Vec<ObjectId>,
+}
+
+impl Asked {
+    fn read(call: &Call) -> Result<Self, Problem> {
+        let principal = access::service(call)?;
+        let mut query = call.query()?;
+        let options = Options::read(&call.parts.headers, &mut query)?;
+        let method = query.take("method")?.map(|method| Method::new(&method)).transpose()?;
+        let objects = query.take_all("object");
+        let objects = objects.iter().map(|object| ObjectId::new(object)).collect::<Result<_, _>>()?;
+        query.finish()?;
+        Ok(Self { principal, options, method, objects })
+    }
+
+    /// Where the path says what is asked.
+    fn of_object(self) -> Result<Self, Problem> {
+        match (&self.method, self.objects.is_empty()) {
+            (None, true) => Ok(self),
+            _ => Err(Problem::bad("method and object are in the path; they mean nothing in the query here")),
+        }
+    }
+
+    /// Where the query does, or the body.
+    fn of_method(self) -> Result<Self, Problem> {
+        match (&self.method, self.objects.is_empty()) {
+            (None, false) => Err(Problem::bad("the query has objects but no method")),
+            _ => Ok(self),
+        }
+    }
 }
 
 /// A call that was understood and may go.
@@ -120,18 +150,14 @@ impl Ready {
     }
 }
 
-/// Understands a call, makes it, and counts how far it came.
-fn counted<F>(
-    call: Call,
-    understand: impl FnOnce(Call) -> F,
-) -> impl Future<Output = Result<Reply, Problem>> + Send
-where
-    F: Future<Output = Result<Ready, Problem>> + Send,
-{
+/// Makes a call once it is understood, and counts how far it came.
+fn counted(
+    app: Arc<App>,
+    understood: impl Future<Output = Result<Ready, Problem>> + Send,
+) -> impl Future<Output = Result<Reply, Problem>> + Send {
     let start = now();
-    let app = call.app.clone();
     // In a box of its own, which is gone while the answer is awaited: that wait is to cost little.
-    let understood = Box::pin(understand(call));
+    let understood = Box::pin(understood);
     async move {
         let result = match understood.await {
             Ok(Ready { call, applied, ticket }) => match app.relay.request(call).await {
@@ -211,31 +237,40 @@ fn words_of(body: Option<&Body>) -> String {
 }
 
 /// The HTTP body as a request's.
-async fn payload(call: Call) -> Result<Body, Problem> {
-    let Call { app, parts, body, .. } = call;
-    body::refuse_encoded(&parts.headers)?;
-    let content_type = text_of(&parts.headers, &header::CONTENT_TYPE)?.unwrap_or("").to_owned();
-    drop(parts);
-    let bytes = body::read(body, app.limits.max_body, &app).await?;
-    Ok(Body::new(&content_type, bytes))
+struct Payload {
+    body: Incoming,
+    content_type: Option<String>,
+}
+
+impl Payload {
+    fn of(call: Call) -> (Arc<App>, Result<Self, Problem>) {
+        let Call { app, parts, body, .. } = call;
+        let content_type = body::refuse_encoded(&parts.headers)
+            .and_then(|()| Ok(text_of(&parts.headers, &header::CONTENT_TYPE)?.map(str::to_owned)));
+        (app, content_type.map(|content_type| Self { body, content_type }))
+    }
+
+    /// The body, and whether its type was told.
+    async fn read(self, app: &App) -> Result<(Body, bool), Problem> {
+        let bytes = body::read(self.body, app.limits.max_body, app).await?;
+        let told = self.content_type.is_some();
+        Ok((Body::new(self.content_type.as_deref().unwrap_or(""), bytes), told))
+    }
 }
 
 /// A request as it stands in JSON.
-struct Asked {
+struct Written {
     method: Method,
     objects: Vec<ObjectId>,
     body: Option<Body>,
 }
 
-impl Asked {
-    async fn read(call: Call) -> Result<Self, Problem> {
-        let Call { app, parts, body, .. } = call;
-        expect_json(&parts.headers)?;
-        drop(parts);
+impl Written {
+    async fn read(body: Incoming, app: &App) -> Result<Self, Problem> {
         let max = app.limits.max_body;
         // Base64 and escapes make a body longer in JSON than it is.
         let size = max.saturating_mul(2).saturating_add(app.limits.max_json);
-        let bytes = body::read(body, size, &app).await?;
+        let bytes = body::read(body, size, app).await?;
         let value =
             parse(&bytes, &Limits::default().with_any_text().with_size(size)).map_err(Problem::from)?;
         drop(bytes);
@@ -405,7 +440,7 @@ mod tests {
 
     #[test]
     fn q7_a_request_in_json_names_what_is_wrong_in_it() {
-        let read = |text: &str| Asked::from_json(serde_json::from_str(text).unwrap(), 8);
+        let read = |text: &str| Written::from_json(serde_json::from_str(text).unwrap(), 8);
         let asked = read(r#"{"method":"GET","objects":["a","b/c"]}"#).unwrap();
         assert_eq!((asked.objects.len(), asked.body), (2, None));
         let body = |text| read(text).unwrap().body.unwrap();

@@ -21,7 +21,6 @@ use super::{
     body::{self, Reply},
     empty, expect_json, inquiry, json,
     problem::{Code, Problem},
-    text_of,
 };
 use crate::relay::auth::EnrolError;
 
@@ -87,34 +86,51 @@ pub(super) async fn alive(call: Call, device: DeviceId) -> Result<Reply, Problem
 }
 
 /// `POST /v1/requests/{request}/response`: the answer to a request, met with the engine's verdict (Q4).
-pub(super) async fn respond(call: Call, request: RequestId) -> Result<Reply, Problem> {
-    let device = access::any_device(&call)?;
-    body::refuse_encoded(&call.parts.headers)?;
-    let status = match call.header(&RELAY_STATUS)? {
-        None => Status::Ok,
-        Some(code) => Status::parse(code)
-            .map_err(|_| Problem::bad(format!("Relay-Status has {code:?}, which is no code")))?,
-    };
-    let content_type = text_of(&call.parts.headers, &header::CONTENT_TYPE)?.map(str::to_owned);
+pub(super) fn respond(call: Call, request: RequestId) -> impl Future<Output = Result<Reply, Problem>> + Send {
+    let told = Told::read(&call);
     let Call { app, parts, body, .. } = call;
     drop(parts);
-    let bytes = body::read(body, app.limits.max_body, &app).await?;
-    let body = (content_type.is_some() || !bytes.is_empty())
-        .then(|| Body::new(content_type.as_deref().unwrap_or(""), bytes));
-    let disposition = app.relay.respond(&device, &request, Response::new(status, body));
-    app.metrics.response(disposition);
-    Err(match disposition {
-        Disposition::Accepted => return Ok(empty(StatusCode::NO_CONTENT)),
-        Disposition::AlreadyAnswered => {
-            Problem::new(Code::AlreadyAnswered, "the request was answered before")
-        }
-        Disposition::TooLate => Problem::new(Code::TooLate, "nobody waits for this response any more"),
-        Disposition::Forbidden => {
-            tracing::warn!(device_id = %device, request_id = %request, "response to another device's request");
-            Problem::new(Code::Forbidden, "the request did not go to this device")
-        }
-        _ => Problem::new(Code::UnknownRequest, "no such request"),
-    })
+    async move {
+        let Told { device, status, content_type } = told?;
+        let bytes = body::read(body, app.limits.max_body, &app).await?;
+        let body = (content_type.is_some() || !bytes.is_empty())
+            .then(|| Body::new(content_type.as_deref().unwrap_or(""), bytes));
+        let disposition = app.relay.respond(&device, &request, Response::new(status, body));
+        app.metrics.response(disposition);
+        Err(match disposition {
+            Disposition::Accepted => return Ok(empty(StatusCode::NO_CONTENT)),
+            Disposition::AlreadyAnswered => {
+                Problem::new(Code::AlreadyAnswered, "the request was answered before")
+            }
+            Disposition::TooLate => Problem::new(Code::TooLate, "nobody waits for this response any more"),
+            Disposition::Forbidden => {
+                tracing::warn!(device_id = %device, request_id = %request, "response to another device's request");
+                Problem::new(Code::Forbidden, "the request did not go to this device")
+            }
+            _ => Problem::new(Code::UnknownRequest, "no such request"),
+        })
+    }
+}
+
+/// What a response's head says.
+struct Told {
+    device: DeviceId,
+    status: Status,
+    content_type: Option<String>,
+}
+
+impl Told {
+    fn read(call: &Call) -> Result<Self, Problem> {
+        let device = access::any_device(call)?;
+        body::refuse_encoded(&call.parts.headers)?;
+        let status = match call.header(&RELAY_STATUS)? {
+            None => Status::Ok,
+            Some(code) => Status::parse(code)
+                .map_err(|_| Problem::bad(format!("Relay-Status has {code:?}, which is no code")))?,
+        };
+        let content_type = call.header(&header::CONTENT_TYPE)?.map(str::to_owned);
+        Ok(Self { device, status, content_type })
+    }
 }
 
 /// The call's body as a JSON object.

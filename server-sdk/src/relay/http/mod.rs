@@ -146,9 +146,17 @@ impl Service<http::Request<Incoming>> for Edge {
         self.place.link.busy();
         let (parts, body) = request.into_parts();
         let path = parts.uri.path();
-        let _span =
-            tracing::debug_span!("http.request", peer = %self.place.link.peer, method = %parts.method, ?path)
-                .entered();
+        let span =
+            tracing::debug_span!("http.request", peer = %self.place.link.peer, method = %parts.method, ?path);
+        let answer = self.route(parts, body);
+        // Most relays run without it, and then it costs nothing.
+        if span.is_disabled() { answer } else { Box::pin(answer.instrument(span)) }
+    }
+}
+
+impl Edge {
+    fn route(&self, parts: Parts, body: Incoming) -> Answer {
+        let path = parts.uri.path();
         if parts.uri.path_and_query().map_or(0, |target| target.as_str().len()) > self.app.limits.max_target {
             let words = format!("the target has more than {} bytes", self.app.limits.max_target);
             return self.refuse(&parts, Problem::new(Code::UriTooLong, words).closing());
@@ -182,13 +190,11 @@ impl Service<http::Request<Incoming>> for Edge {
             Route::RevokeKey(key) => self.answer(admin::revoke_key(call, key)),
         }
     }
-}
 
-impl Edge {
     /// Boxes a call, once.
     fn answer(&self, call: impl Future<Output = Result<Reply, Problem>> + Send + 'static) -> Answer {
         let (app, place) = (self.app.clone(), self.place.clone());
-        let answer = async move {
+        Box::pin(async move {
             let reply = match AssertUnwindSafe(call).catch_unwind().await {
                 Ok(Ok(reply)) => reply,
                 Ok(Err(problem)) => {
@@ -205,8 +211,7 @@ impl Edge {
             place.link.idle();
             tracing::debug!(status = reply.status().as_u16(), "answered");
             Ok(reply)
-        };
-        Box::pin(answer.in_current_span())
+        })
     }
 
     fn refuse(&self, parts: &Parts, problem: Problem) -> Answer {
