@@ -146,7 +146,7 @@ async fn take(store: &dyn Store, step: &Step, now: u64) -> String {
             // Mostly the salt that PINs have.
             let attempt = PinAttempt {
                 device: id.clone(),
-                salt: salt(with * u8::from(now % 5 == 0)),
+                salt: salt(with * u8::from(now.is_multiple_of(5))),
                 hash: [*pin; 32],
             };
             let verifier = ScramVerifier {
