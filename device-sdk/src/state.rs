@@ -184,7 +184,7 @@ impl Folder {
         }
         fs::rename(&new, &current).map_err(io_error("rename", &new))?;
         self.current_is_whole = true;
-        File::open(&self.path).and_then(|folder| folder.sync_all()).map_err(io_error("sync", &self.path))
+        sync_folder(&self.path).map_err(io_error("sync", &self.path))
     }
 }
 
@@ -246,6 +246,17 @@ fn private_file(path: &Path) -> io::Result<File> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options.open(path)
+}
+
+/// A rename is on disk once its folder is.
+#[cfg(unix)]
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+#[cfg(not(unix))]
+fn sync_folder(_: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 fn make_private_folder(path: &Path) -> io::Result<()> {

@@ -28,7 +28,7 @@ pub enum RespondBy {
 pub(crate) struct LedgerConfig {
     /// Handlers at work at once.
     pub(crate) concurrency: usize,
-    /// Requests that are queued, at work or not settled.
+    /// Requests that are queued or at work.
     pub(crate) in_flight: usize,
     pub(crate) respond_by: RespondBy,
     /// How long a request may take before the relay is told that it arrived.

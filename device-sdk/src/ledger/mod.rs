@@ -183,7 +183,9 @@ impl Ledger {
             method: request.method.clone(),
             objects: request.objects.clone(),
         }));
-        let full = self.open.len() >= self.config.in_flight;
+        // What is answered no longer counts here: the relay gives its place away as soon as it has the answer, and pushes
+        // the next request before this end has heard of that.
+        let full = self.queue.len() + self.running >= self.config.in_flight;
         self.open.push(id.clone());
         self.entries.insert(
             id.clone(),

@@ -106,6 +106,21 @@ fn b6_beyond_64_in_flight_the_device_says_busy_and_never_runs_it() {
 }
 
 #[test]
+fn b6_an_answer_on_its_way_takes_nobody_s_place() {
+    let mut rig = Rig::new(RespondBy::Http);
+    for n in 0..64 {
+        rig.request(n);
+    }
+    for n in 0..16 {
+        assert_eq!(runs(&rig.finished(n, Response::ok())), [id(n + 16)]);
+    }
+    for n in 64..80 {
+        assert_eq!(rig.request(n), [], "it waits for a handler");
+    }
+    assert_eq!(runs(&rig.finished(16, Response::ok())), [id(32)]);
+}
+
+#[test]
 fn b6_a_relay_that_minds_no_bound_is_no_longer_listened_to() {
     let mut rig = Rig::new(RespondBy::Http);
     for n in 0..1000 {
