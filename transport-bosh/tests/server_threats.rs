@@ -370,7 +370,7 @@ async fn t38_a_client_that_hammers_is_let_go() {
     for _ in 0..30 {
         answers.push(bench.post(client.next("")));
     }
-    let texts: Vec<_> = answers.iter_mut().map(|exchange| at_once(exchange)).collect();
+    let texts: Vec<_> = answers.iter_mut().map(at_once).collect();
     assert!(texts.contains(&terminated("policy-violation")), "{texts:?}");
     owner.next(|event| matches!(event, Event::Ended(EndReason::Misbehaved)).then_some(())).await;
 }

@@ -321,12 +321,17 @@ impl<P> Manager<P> {
 
     /// The next thing to do; `None` once all is done.
     pub fn poll_output(&mut self) -> Option<Output<P>> {
-        let output = self.outputs.pop_front();
-        if self.outputs.is_empty() && self.outputs.capacity() > 8 {
-            // An idle session keeps no room for a burst.
+        self.outputs.pop_front()
+    }
+
+    /// Gives back the room that a burst took: an idle session keeps none.
+    pub fn shrink(&mut self) {
+        if self.outputs.is_empty() {
             self.outputs = VecDeque::new();
         }
-        output
+        if self.early.is_empty() {
+            self.early = Vec::new();
+        }
     }
 
     /// XEP-0124 §14.3: a RID that was seen before. Whether this was one.

@@ -267,12 +267,14 @@ impl XmppStream {
 
     /// The next thing to do; `None` once all is done.
     pub fn poll_output(&mut self) -> Option<StreamOutput> {
-        let output = self.outputs.pop_front();
-        if self.outputs.is_empty() && self.outputs.capacity() > 0 {
-            // An idle session keeps no room for a burst.
+        self.outputs.pop_front()
+    }
+
+    /// Gives back the room that a burst took: an idle session keeps none.
+    pub fn shrink(&mut self) {
+        if self.outputs.is_empty() {
             self.outputs = VecDeque::new();
         }
-        output
     }
 
     fn bind(&mut self, device: DeviceId, iq: &Element) {

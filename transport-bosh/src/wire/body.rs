@@ -107,7 +107,7 @@ impl RequestBody {
         };
         let text = |name: &str| element.attr(name).map(Into::into);
         let mut body = Self {
-            sid: text("sid"),
+            sid: None,
             rid,
             to: text("to"),
             ver: match element.attr("ver") {
@@ -126,6 +126,8 @@ impl RequestBody {
             restart: matches!(element.attr_ns(ns::XBOSH, "restart"), Some("true" | "1")),
             payloads: Vec::new(),
         };
+        // Of every request but the first: moved, not copied.
+        body.sid = element.remove_attr("sid").map(String::into_boxed_str);
         body.payloads = element.take_children().collect();
         for payload in &mut body.payloads {
             // Old peers leave the namespace out, so that stanzas, and what is in them, inherit the wrapper's.
@@ -149,7 +151,8 @@ pub(crate) fn addressee(message: &[u8], limits: &Limits) -> Option<(Box<str>, Ri
         _ => start,
     };
     let end = start + message[start..].iter().position(|&byte| byte == b'>')?;
-    let tag = message[start..end].strip_suffix(b"/").unwrap_or(&message[start..end]);
+    let tag = &message[start..end];
+    let tag = tag.strip_suffix(b"/").unwrap_or(tag);
     let mut alone = Vec::with_capacity(tag.len() + 2);
     alone.extend_from_slice(tag);
     alone.extend_from_slice(b"/>");
@@ -180,19 +183,19 @@ pub(crate) enum AnswerKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
     /// The element as text, with its own namespace declarations.
-    pub xml: Box<str>,
+    pub xml: String,
     /// Whether it uses the prefix `stream`, which `<body/>` then declares (XEP-0206 §2).
     pub stream: bool,
 }
 
 impl Piece {
     /// An element that declares what it uses.
-    pub fn new(xml: impl Into<Box<str>>) -> Self {
+    pub fn new(xml: impl Into<String>) -> Self {
         Self { xml: xml.into(), stream: false }
     }
 
     /// An element with the prefix `stream`.
-    pub fn with_stream_prefix(xml: impl Into<Box<str>>) -> Self {
+    pub fn with_stream_prefix(xml: impl Into<String>) -> Self {
         Self { xml: xml.into(), stream: true }
     }
 }

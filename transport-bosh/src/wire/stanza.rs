@@ -21,15 +21,30 @@ pub struct Addresses<'a> {
 }
 
 impl Addresses<'_> {
-    fn stanza(&self, name: &'static str, id: Option<&str>, kind: Option<&'static str>) -> Element {
-        let mut stanza = Element::new(ns::CLIENT, name);
-        if let Some(id) = id {
-            stanza.set_attr("id", id);
+    /// A stanza to the device, with `payload` in it.
+    fn stanza(&self, name: &str, id: Option<&str>, kind: Option<&str>, payload: Option<&Element>) -> Piece {
+        // Written as text: a tree would cost an allocation for each of these attributes, at every push.
+        let mut out = String::with_capacity(512);
+        out.push('<');
+        out.push_str(name);
+        let attributes = [("id", id), ("type", kind), ("from", Some(self.domain)), ("to", Some(self.jid))];
+        for (attribute, value) in attributes {
+            if let Some(value) = value {
+                push_attribute(&mut out, attribute, value);
+            }
         }
-        if let Some(kind) = kind {
-            stanza.set_attr("type", kind);
+        push_attribute(&mut out, "xmlns", ns::CLIENT);
+        match payload {
+            None => out.push_str("/>"),
+            Some(payload) => {
+                out.push('>');
+                payload.write_to(&mut out, ns::CLIENT);
+                out.push_str("</");
+                out.push_str(name);
+                out.push('>');
+            }
         }
-        stanza.with_attr("from", self.domain).with_attr("to", self.jid)
+        Piece::new(out)
     }
 
     /// `envelope` as a stanza to the device.
@@ -43,32 +58,50 @@ impl Addresses<'_> {
         now: Instant,
     ) -> Result<Piece, vocabulary::VocabularyError> {
         let payload = vocabulary::encode(envelope, device, now)?;
-        let stanza = match envelope {
+        Ok(match envelope {
             Envelope::Request { id, request, .. } => {
                 let kind = if request.method.is_get() { "get" } else { "set" };
-                self.stanza("iq", Some(id.as_str()), Some(kind))
+                self.stanza("iq", Some(id.as_str()), Some(kind), Some(&payload))
             }
-            _ => self.stanza("message", None, None),
-        };
-        Ok(Piece::new(stanza.with_child(payload).to_document()))
+            _ => self.stanza("message", None, None, Some(&payload)),
+        })
     }
 
     /// The empty result of the iq `id`.
     pub(crate) fn result(&self, id: Option<&str>) -> Piece {
-        Piece::new(self.stanza("iq", id, Some("result")).to_document())
+        self.stanza("iq", id, Some("result"), None)
     }
 
     /// An XEP-0199 ping.
     pub(crate) fn ping(&self, id: &str) -> Piece {
-        let ping = Element::new(ns::PING, "ping");
-        Piece::new(self.stanza("iq", Some(id), Some("get")).with_child(ping).to_document())
+        self.stanza("iq", Some(id), Some("get"), Some(&Element::new(ns::PING, "ping")))
     }
 
     /// The error that answers a stanza `name` with `id`.
     pub(crate) fn error(&self, name: &'static str, id: Option<&str>, error: StanzaError) -> Piece {
-        let stanza = self.stanza(name, id, Some("error")).with_child(error.to_element());
-        Piece::new(stanza.to_document())
+        self.stanza(name, id, Some("error"), Some(&error.to_element()))
     }
+}
+
+/// Appends ` name='value'`.
+fn push_attribute(out: &mut String, name: &str, value: &str) {
+    out.push(' ');
+    out.push_str(name);
+    out.push_str("='");
+    for c in value.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '\'' => out.push_str("&apos;"),
+            // What came as a reference must go as one, or it would come back as a blank.
+            '\t' => out.push_str("&#9;"),
+            '\n' => out.push_str("&#10;"),
+            '\r' => out.push_str("&#13;"),
+            c => out.push(c),
+        }
+    }
+    out.push('\'');
 }
 
 /// A stanza error that the relay answers with.
@@ -162,4 +195,22 @@ pub(crate) fn message(message: &Element, device: &DeviceId, now: Instant) -> Vec
         }
     };
     ours.filter_map(decode).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use relay_core::xml::Limits;
+
+    use super::*;
+
+    #[test]
+    fn what_stands_in_attributes_reads_back_as_itself() {
+        let addresses = Addresses { domain: "example.net", jid: "dev1@example.net/a&<>'\"b" };
+        for id in ["&amp;", "a'b\"c", "<x>", "\t\n\r", "ä ü"] {
+            let piece = addresses.error("iq", Some(id), StanzaError::BadRequest);
+            let stanza = Element::parse(piece.xml.as_bytes(), &Limits::default()).unwrap();
+            assert_eq!((stanza.attr("id"), stanza.attr("to")), (Some(id), Some(addresses.jid)));
+            assert!(stanza.is(ns::CLIENT, "iq") && stanza.child(ns::CLIENT, "error").is_some());
+        }
+    }
 }

@@ -50,7 +50,7 @@ enum Failure {
     InvalidMechanism,
     MalformedRequest,
     NotAuthorized,
-    TemporaryAuthFailure,
+    Temporary,
 }
 
 impl Failure {
@@ -63,7 +63,7 @@ impl Failure {
             Self::InvalidMechanism => "invalid-mechanism",
             Self::MalformedRequest => "malformed-request",
             Self::NotAuthorized => "not-authorized",
-            Self::TemporaryAuthFailure => "temporary-auth-failure",
+            Self::Temporary => "temporary-auth-failure",
         }
     }
 }
@@ -231,7 +231,7 @@ impl From<AuthError> for Failure {
     fn from(error: AuthError) -> Self {
         match error {
             AuthError::Rejected => Self::NotAuthorized,
-            _ => Self::TemporaryAuthFailure,
+            _ => Self::Temporary,
         }
     }
 }

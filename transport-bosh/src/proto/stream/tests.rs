@@ -30,7 +30,7 @@ fn stream(secure: bool) -> XmppStream {
 fn outputs(stream: &mut XmppStream) -> Vec<String> {
     std::iter::from_fn(|| stream.poll_output())
         .map(|output| match output {
-            StreamOutput::Send(piece) => piece.xml.into_string(),
+            StreamOutput::Send(piece) => piece.xml,
             StreamOutput::Verifier { device, hash } => format!("verifier of {device} {hash:?}"),
             StreamOutput::Authenticate { device, .. } => format!("authenticate {device}"),
             StreamOutput::Bind { device } => format!("bind {device}"),

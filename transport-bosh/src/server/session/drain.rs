@@ -58,6 +58,7 @@ impl Session {
             self.offered(&mut state, rest, now);
         }
         state.draining = false;
+        state.shrink();
         if state.machine.room().is_some()
             && let Some(pusher) = state.pusher.take()
         {

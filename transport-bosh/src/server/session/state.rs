@@ -155,6 +155,15 @@ impl State {
         self.machine.end(condition, pieces);
     }
 
+    /// Gives back the room that this round took.
+    pub(super) fn shrink(&mut self) {
+        self.machine.shrink();
+        self.stream.shrink();
+        if self.open.len() <= 2 && self.open.capacity() > 2 {
+            self.open.shrink_to(2);
+        }
+    }
+
     /// Moves what the machines want done to where it belongs, until they want no more.
     pub(super) fn absorb(&mut self, now: Instant) {
         loop {
