@@ -1,6 +1,10 @@
 //! [`RelayHttp`] by reqwest.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use relay_core::{
@@ -9,6 +13,7 @@ use relay_core::{
     request::Response,
 };
 use reqwest::{Client, Method, RequestBuilder, StatusCode, Url, header, redirect};
+use rustls::ClientConfig;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -20,8 +25,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// How long an answer's delivery may take, over what its size takes: said twice is met with 409, so a stale connection is
 /// better given up soon.
 const DELIVERY_WITHIN: Duration = Duration::from_secs(10);
-/// Between survival notifications a NAT may have forgotten a connection; the next one then goes over a new one, and
-/// the relay holds none that is idle.
+/// How long a connection rests: a relay of thousands of devices holds none that is idle.
 const IDLE: Duration = Duration::from_secs(15);
 /// T52: what a relay answers to a device is small; what is longer is not read.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -74,10 +78,10 @@ impl RelayUrl {
     }
 }
 
-/// rustls on ring, the system's trust, the environment's proxies, no redirects.
-fn client(url: &RelayUrl, idle_connections: usize) -> Result<Client, StartError> {
+/// rustls on ring, with the system's trust.
+fn tls(url: &RelayUrl) -> Result<ClientConfig, StartError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
+    let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| StartError::Tls(error.into()))?;
     let mut tls = if url.is_tls() {
@@ -89,8 +93,13 @@ fn client(url: &RelayUrl, idle_connections: usize) -> Result<Client, StartError>
         builder.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth()
     };
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(tls)
+}
+
+/// A client without connections, yet; the environment's proxies, no redirects.
+fn client(tls: &ClientConfig) -> Result<Client, reqwest::Error> {
     Client::builder()
-        .tls_backend_preconfigured(tls)
+        .tls_backend_preconfigured(tls.clone())
         .http1_only()
         // T15: a token never follows a redirect.
         .redirect(redirect::Policy::none())
@@ -99,20 +108,17 @@ fn client(url: &RelayUrl, idle_connections: usize) -> Result<Client, StartError>
         .retry(reqwest::retry::never())
         .connect_timeout(CONNECT_WITHIN)
         .pool_idle_timeout(IDLE)
-        .pool_max_idle_per_host(idle_connections)
+        .pool_max_idle_per_host(2)
         .tcp_nodelay(true)
         .user_agent(concat!("device-sdk/", env!("CARGO_PKG_VERSION")))
         .build()
-        .map_err(|error| StartError::Tls(error.into()))
 }
 
 /// Calls a relay by HTTP.
 #[derive(Debug)]
 pub(crate) struct HttpRelay {
-    client: Client,
-    /// Makes a new connection for each call: the survival notification asks about the relay, not about a connection that
-    /// a NAT may have forgotten.
-    fresh: Client,
+    tls: ClientConfig,
+    client: Mutex<Client>,
     url: RelayUrl,
 }
 
@@ -134,18 +140,29 @@ struct Problem {
 
 impl HttpRelay {
     pub(crate) fn new(url: RelayUrl) -> Result<Self, StartError> {
-        Ok(Self { client: client(&url, 2)?, fresh: client(&url, 0)?, url })
+        let tls = tls(&url)?;
+        let client = Mutex::new(client(&tls).map_err(|error| StartError::Tls(error.into()))?);
+        Ok(Self { tls, client, url })
     }
 
-    fn request(&self, client: &Client, method: Method, path: &str) -> RequestBuilder {
+    /// Connections made so far may be dead without a sign, forgotten by a NAT: none of them is used again.
+    fn start_afresh(&self) {
+        // The old ones may well live: if there is no client to be had, they are better than none.
+        if let Ok(fresh) = client(&self.tls) {
+            *self.client.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+        }
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
         client.request(method, self.url.join(path)).timeout(ANSWER_WITHIN)
     }
 
-    fn authorized(&self, client: &Client, method: Method, path: &str, token: &Secret) -> RequestBuilder {
+    fn authorized(&self, method: Method, path: &str, token: &Secret) -> RequestBuilder {
         let mut value = header::HeaderValue::try_from(format!("Bearer {}", token.expose()))
             .unwrap_or_else(|_| header::HeaderValue::from_static(""));
         value.set_sensitive(true);
-        self.request(client, method, path).header(header::AUTHORIZATION, value)
+        self.request(method, path).header(header::AUTHORIZATION, value)
     }
 }
 
@@ -237,7 +254,7 @@ impl RelayHttp for HttpRelay {
         }
         let body = json!({ "device_id": device.as_str(), "pin": pin.expose() }).to_string();
         let request = self
-            .request(&self.client, Method::POST, "v1/enroll")
+            .request(Method::POST, "v1/enroll")
             .header(header::CONTENT_TYPE, "application/json")
             .body(body);
         let answer = send(request).await?;
@@ -256,7 +273,7 @@ impl RelayHttp for HttpRelay {
         let body = serde_json::to_vec(registration)
             .map_err(|error| HttpError::new(HttpErrorKind::Rejected, error.to_string()))?;
         let request = self
-            .authorized(&self.client, Method::PUT, &format!("v1/devices/{device}"), token)
+            .authorized(Method::PUT, &format!("v1/devices/{device}"), token)
             .header(header::CONTENT_TYPE, "application/json")
             .body(body);
         let answer = send(request).await?;
@@ -271,9 +288,12 @@ impl RelayHttp for HttpRelay {
         struct Alive {
             session: String,
         }
+        // The question is about the session and the relay, not about a connection from before; and when the session goes
+        // on over a fresh connection, so do the answers.
+        self.start_afresh();
         let body = json!({ "session": session.as_str() }).to_string();
         let request = self
-            .authorized(&self.fresh, Method::POST, &format!("v1/devices/{device}/alive"), token)
+            .authorized(Method::POST, &format!("v1/devices/{device}/alive"), token)
             .header(header::CONTENT_TYPE, "application/json")
             .body(body);
         let answer = send(request).await?;
@@ -296,7 +316,7 @@ impl RelayHttp for HttpRelay {
         let size = response.body.as_ref().map_or(0, |body| body.bytes.len());
         let within = DELIVERY_WITHIN + Duration::from_secs((size / SLOWEST) as u64);
         let mut request = self
-            .authorized(&self.client, Method::POST, &format!("v1/requests/{id}/response"), token)
+            .authorized(Method::POST, &format!("v1/requests/{id}/response"), token)
             .timeout(within)
             .header("relay-status", response.status.as_str());
         request = match &response.body {
