@@ -81,10 +81,14 @@ impl Directory {
         let bound_to = format!("{principal:?} {query:?} {also_is:?}");
         let mut after =
             cursor.map(|cursor| self.open(cursor, &bound_to).ok_or(FindError::Cursor)).transpose()?;
+        let mut query = query.clone();
+        if query.account.is_none() {
+            query.account = self.auth.only_account(principal);
+        }
         let mut devices = Vec::new();
         for _ in 0..LOOKED_THROUGH {
             // One more than is missing would do if nothing is passed over; a whole page if much is.
-            let page = self.auth.store().devices(query, after.as_ref(), MAX_PAGE.min(2 * limit)).await?;
+            let page = self.auth.store().devices(&query, after.as_ref(), MAX_PAGE.min(2 * limit)).await?;
             let mut items = page.items.into_iter().peekable();
             while let Some(record) = items.next() {
                 let id = record.id.clone();
@@ -162,8 +166,8 @@ mod tests {
     use std::{sync::Arc, time::SystemTime};
 
     use relay_core::{
-        ids::KeyId,
-        store::{MemoryStore, Prepared, Store},
+        ids::{AccountId, KeyId},
+        store::{Membership, MemoryStore, Prepared, Store},
     };
 
     use super::*;
@@ -199,6 +203,30 @@ mod tests {
             let expected: Vec<_> = (0..250).map(|n| format!("dev-{:05}", n * 10 + 7)).collect();
             assert_eq!(ids, expected, "at {limit} a page");
         }
+    }
+
+    #[tokio::test]
+    async fn x2_a_key_of_one_account_gets_its_devices_at_once_however_many_others_there_are() {
+        let (directory, _) = directory(2500).await;
+        let (own, other) = (AccountId::new("acme").unwrap(), AccountId::new("b").unwrap());
+        let last = DeviceId::new("dev-02499").unwrap();
+        let store = directory.auth.store();
+        assert!(store.agree(&last, &own, Membership::Administrator).await.unwrap());
+        assert!(
+            store
+                .agree(&DeviceId::new("dev-00000").unwrap(), &other, Membership::Administrator)
+                .await
+                .unwrap()
+        );
+        let (id, _) = directory.auth.new_key(vec!["account:ACME".into()]).await.unwrap();
+        let mut query = DeviceQuery::new();
+        let all = ("", |_: &DeviceRecord| true);
+        let found = directory.find(&Principal::Service(id.clone()), &query, all, 1, None).await.unwrap();
+        assert_eq!(found.devices.iter().map(|record| &record.id).collect::<Vec<_>>(), [&last]);
+        assert_eq!(found.next, None, "it says nothing of devices of others");
+        query.account = Some(other);
+        let found = directory.find(&Principal::Service(id), &query, all, 1, None).await.unwrap();
+        assert!(found.devices.is_empty());
     }
 
     #[tokio::test]

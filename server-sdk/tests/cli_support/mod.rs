@@ -21,7 +21,12 @@ pub struct Process {
 impl Process {
     /// Starts one on a free port of loopback, and waits until it listens.
     pub fn start(data: &Path) -> Self {
-        let mut child = Self::command(data).spawn().unwrap();
+        Self::of(Self::command(data), data)
+    }
+
+    /// The same by a command of the test's own.
+    pub fn of(mut command: Command, data: &Path) -> Self {
+        let mut child = command.spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         out.read_line(&mut line).unwrap();

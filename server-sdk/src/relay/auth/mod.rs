@@ -246,6 +246,11 @@ impl Auth {
         self.key(principal).is_some_and(|key| key.scopes.allows(&record.id, &record.accounts, action))
     }
 
+    /// The account of which alone `principal` sees devices, if that is so: then those of others need not be looked at.
+    pub(crate) fn only_account(&self, principal: &Principal) -> Option<AccountId> {
+        self.key(principal)?.scopes.only_account().cloned()
+    }
+
     /// On whose word a device counts for `account` if `principal` agrees to it; `None` if it has no say there. A key
     /// speaks for an account if one of its scopes is that account without limits, or it has no scope at all.
     pub fn speaks_for(&self, principal: &Principal, account: &AccountId) -> Option<Membership> {

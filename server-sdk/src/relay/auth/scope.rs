@@ -120,6 +120,16 @@ impl Scopes {
         self.0.iter().any(|scope| matches!(scope, Scope::Account(..)))
     }
 
+    /// The account of which alone the key sees devices, if that is so.
+    pub fn only_account(&self) -> Option<&AccountId> {
+        let mut accounts = self.0.iter().map(|scope| match scope {
+            Scope::Account(account, _) => Some(account),
+            _ => None,
+        });
+        let first = accounts.next()??;
+        accounts.all(|account| account == Some(first)).then_some(first)
+    }
+
     /// Whether a device of that ID, which counts for `accounts`, exists for the key.
     pub fn see(&self, device: &DeviceId, accounts: &[AccountId]) -> bool {
         self.0.is_empty() || self.0.iter().any(|scope| scope.on(device, accounts).is_some())
@@ -240,6 +250,20 @@ mod tests {
         assert!(scopes(&[]).speak_for(&acme));
         for other in ["account:acme:GET", "account:acme2", "device:*"] {
             assert!(!scopes(&[other]).speak_for(&acme), "{other}");
+        }
+    }
+
+    #[test]
+    fn x2_a_key_of_one_account_is_known_as_such() {
+        for (texts, only) in [
+            (&["account:acme"][..], true),
+            (&["account:acme:GET", "account:ACME:list"], true),
+            (&["account:acme", "account:b"], false),
+            (&["account:acme", "device:a"], false),
+            (&["device:a"], false),
+            (&[], false),
+        ] {
+            assert_eq!(scopes(texts).only_account().is_some(), only, "{texts:?}");
         }
     }
 
