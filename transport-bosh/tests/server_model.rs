@@ -83,7 +83,7 @@ fn terminate(condition: &str) -> String {
 
 struct Open {
     exchange: Option<u64>,
-    deadline: u64,
+    since: u64,
 }
 
 struct Waiting {
@@ -102,7 +102,8 @@ struct Model {
     gap_since: u64,
     /// The answers that may be asked for again, oldest first.
     kept: VecDeque<(u64, String)>,
-    repeats: BTreeMap<u64, u32>,
+    /// How often each RID was repeated, and when a held one was last: a second forgives it one.
+    repeats: BTreeMap<u64, (u32, u64)>,
     paused: Option<(u64, u64)>,
     silent_since: u64,
     farewell: Option<String>,
@@ -149,14 +150,16 @@ impl Model {
             stored.or_else(|| self.paused.filter(|(paused, _)| *paused == rid).map(|_| body("", "")));
         let known = self.open.contains_key(&rid) || self.early.contains_key(&rid) || stored.is_some();
         if known {
-            let repeats = self.repeats.entry(rid).or_default();
+            let held = self.open.get(&rid).map(|open| open.since);
+            let (repeats, last) = self.repeats.entry(rid).or_insert((0, 0));
+            if let Some(since) = held {
+                *repeats = repeats.saturating_sub(((now - since.max(*last)) / 1_000) as u32);
+                *last = now;
+            }
             *repeats += 1;
             let too_many = *repeats > REPEATS;
             let old = match (self.open.get_mut(&rid), self.early.get_mut(&rid)) {
-                (Some(open), _) => {
-                    open.deadline = now + WAIT;
-                    open.exchange.replace(exchange)
-                }
+                (Some(open), _) => open.exchange.replace(exchange),
                 (None, Some(early)) => early.exchange.replace(exchange),
                 (None, None) => None,
             };
@@ -192,7 +195,7 @@ impl Model {
             self.paused = None;
             pause = next.pause.map(|seconds| (self.last, seconds)).or(pause);
             terminated |= next.terminate;
-            self.open.insert(self.last, Open { exchange: next.exchange, deadline: now + WAIT });
+            self.open.insert(self.last, Open { exchange: next.exchange, since: now });
             effects.extend(next.payloads.into_iter().map(Effect::Deliver));
         }
         if moved {
@@ -291,7 +294,7 @@ impl Model {
     fn pass(&mut self, until: u64) -> Vec<Effect> {
         let mut effects = Vec::new();
         while self.farewell.is_none() {
-            let wait = self.open.values().map(|open| open.deadline).min();
+            let wait = self.open.values().map(|open| open.since + WAIT).min();
             let gap = (!self.early.is_empty()).then_some(self.gap_since + WAIT);
             let inactivity = self.paused.map_or(INACTIVITY, |(_, millis)| millis);
             let silence = (!self.attended()).then_some(self.silent_since + inactivity);
@@ -307,7 +310,7 @@ impl Model {
                 self.farewell = Some(terminate("item-not-found"));
                 effects.push(Effect::Ended("silent"));
             } else {
-                while self.open.values().any(|open| open.deadline <= self.now) {
+                while self.open.values().any(|open| open.since + WAIT <= self.now) {
                     effects.extend(self.answer("", true));
                 }
             }

@@ -56,6 +56,7 @@ struct Held {
     exchange: Option<ExchangeId>,
     deadline: Instant,
     repeats: u8,
+    repeated_at: Instant,
 }
 
 #[derive(Debug)]
@@ -129,7 +130,13 @@ impl<P> Manager<P> {
         now: Instant,
     ) -> Self {
         let mut held = VecDeque::with_capacity(2);
-        held.push_back(Held { rid, exchange: Some(exchange), deadline: now + terms.wait, repeats: 0 });
+        held.push_back(Held {
+            rid,
+            exchange: Some(exchange),
+            deadline: now + terms.wait,
+            repeats: 0,
+            repeated_at: now,
+        });
         Self {
             last: rid,
             held,
@@ -336,10 +343,13 @@ impl<P> Manager<P> {
 
     /// XEP-0124 §14.3: a RID that was seen before. Whether this was one.
     fn repeated(&mut self, rid: Rid, exchange: ExchangeId, now: Instant) -> bool {
-        let wait = self.terms.wait;
         let (repeats, superseded, replayed) =
             if let Some(held) = self.held.iter_mut().find(|held| held.rid == rid) {
-                held.deadline = now + wait;
+                // Its wait goes on: a client that repeats it to keep a connection alive is answered all the same, and
+                // counts as repeating too often only if it does so faster than once a second.
+                let forgiven = now.saturating_duration_since(held.repeated_at).as_secs();
+                held.repeats = held.repeats.saturating_sub(u8::try_from(forgiven).unwrap_or(u8::MAX));
+                held.repeated_at = now;
                 (&mut held.repeats, held.exchange.replace(exchange), None)
             } else if let Some(early) = self.early.iter_mut().find(|early| early.request.rid == rid) {
                 (&mut early.repeats, early.exchange.replace(exchange), None)
@@ -421,7 +431,13 @@ impl<P> Manager<P> {
         self.paused = None;
         self.pausing = request.pause.map(|pause| (request.rid, pause)).or(self.pausing);
         self.terminating |= request.terminate;
-        self.held.push_back(Held { rid: request.rid, exchange, deadline: now + self.terms.wait, repeats });
+        self.held.push_back(Held {
+            rid: request.rid,
+            exchange,
+            deadline: now + self.terms.wait,
+            repeats,
+            repeated_at: now,
+        });
         self.tell(now);
         if request.restart {
             // XEP-0206 §5: payloads of a restart are ignored.

@@ -99,6 +99,10 @@ impl Replay {
     }
 
     pub(crate) fn store(&mut self, answer: Answered) {
+        if self.answers.capacity() == 0 {
+            // Just what it takes, and no doubling: there are as many of these as there are devices.
+            self.answers.reserve_exact(self.depth + 1);
+        }
         self.answers.push_back(answer);
         while self.answers.len() > self.depth && self.may_drop_first() {
             self.answers.pop_front();
