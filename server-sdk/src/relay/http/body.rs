@@ -128,28 +128,40 @@ impl Drop for Share<'_> {
 /// 413 as soon as the size is known or the byte over the bound came; 408 if it comes too slowly; 503 if there is no
 /// memory for it.
 pub(super) async fn read(mut body: Incoming, max: usize, app: &App) -> Result<Bytes, Problem> {
+    // Most bodies came along with their head: no clock is looked at for those.
+    match poll_fn(|cx| Poll::Ready(begin(&mut body, max, cx))).await? {
+        Begun::All(bytes) => Ok(bytes),
+        Begun::Part(bytes) => Box::pin(read_on(body, bytes, max, app)).await,
+    }
+}
+
+/// What of a body is there at once.
+enum Begun {
+    All(Bytes),
+    Part(Bytes),
+}
+
+fn begin(body: &mut Incoming, max: usize, cx: &mut Context<'_>) -> Result<Begun, Problem> {
     let announced = body.size_hint().lower();
     if announced > max as u64 {
         return Err(too_large(max));
     }
     if body.is_end_stream() {
-        return Ok(Bytes::new());
+        return Ok(Begun::All(Bytes::new()));
     }
-    // Most bodies came along with their head: no clock is looked at for those.
-    let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
-    match first {
-        Poll::Ready(None) => Ok(Bytes::new()),
+    match Pin::new(&mut *body).poll_frame(cx) {
+        Poll::Pending => Ok(Begun::Part(Bytes::new())),
+        Poll::Ready(None) => Ok(Begun::All(Bytes::new())),
         Poll::Ready(Some(frame)) => {
             let bytes = data(frame)?;
             if bytes.len() > max {
                 return Err(too_large(max));
             }
-            if body.is_end_stream() || bytes.len() as u64 == announced {
-                return Ok(if bytes.len() <= COPIED { Bytes::copy_from_slice(&bytes) } else { bytes });
+            if !body.is_end_stream() && bytes.len() as u64 != announced {
+                return Ok(Begun::Part(bytes));
             }
-            Box::pin(read_on(body, bytes, max, app)).await
+            Ok(Begun::All(if bytes.len() <= COPIED { Bytes::copy_from_slice(&bytes) } else { bytes }))
         }
-        Poll::Pending => Box::pin(read_on(body, Bytes::new(), max, app)).await,
     }
 }
 

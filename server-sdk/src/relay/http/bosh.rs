@@ -7,7 +7,7 @@ use std::{
     task::Poll,
 };
 
-use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use transport_bosh::{Post, Reply as BoshReply};
 
 use super::{
@@ -16,32 +16,34 @@ use super::{
     problem::Problem,
 };
 
+/// The answer to any method but POST: browsers and proxies ask with them what is here.
+pub(super) fn probe(method: &Method) -> Reply {
+    to_http(match *method {
+        Method::GET | Method::HEAD => BoshReply::greeting(),
+        Method::OPTIONS => BoshReply::preflight(),
+        _ => BoshReply::method_not_allowed(),
+    })
+}
+
+/// Whether a POST can be taken at all.
+pub(super) fn admit(headers: &HeaderMap) -> Result<(), Problem> {
+    body::refuse_encoded(headers).map_err(Problem::for_any_origin)
+}
+
 /// Hands a POST to the connection manager and waits for what it has to say.
 ///
 /// Thousands of these wait at any time: the head is gone before the future is made, which carries the body alone, and
 /// that only until it is read.
 pub(super) fn exchange(call: Call) -> impl Future<Output = Result<Reply, Problem>> + Send {
     let Call { app, place, peer, parts, body } = call;
-    let encoded = body::refuse_encoded(&parts.headers).map_err(Problem::for_any_origin);
-    let at_once = match parts.method {
-        Method::POST => None,
-        Method::GET | Method::HEAD => Some(BoshReply::greeting()),
-        Method::OPTIONS => Some(BoshReply::preflight()),
-        _ => Some(BoshReply::method_not_allowed()),
-    };
     drop(parts);
     async move {
-        if let Some(reply) = at_once {
-            return Ok(to_http(reply));
-        }
         app.metrics.bosh_posts.fetch_add(1, Relaxed);
-        encoded?;
         let bytes =
             body::read(body, app.limits.max_bosh_body, &app).await.map_err(Problem::for_any_origin)?;
         let mut exchange = app.bosh.exchange(Post::new(bytes, peer.address, peer.secure));
         // Held means that the manager knows the session: this is no stranger's connection.
-        let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut exchange).poll(cx))).await;
-        let reply = match first {
+        let reply = match poll_fn(|cx| Poll::Ready(Pin::new(&mut exchange).poll(cx))).await {
             Poll::Ready(reply) => reply,
             Poll::Pending => {
                 place.trust();

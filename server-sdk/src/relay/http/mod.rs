@@ -37,7 +37,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use http::{HeaderName, HeaderValue, header, request::Parts};
+use http::{HeaderName, HeaderValue, Method, header, request::Parts};
 use hyper::{body::Incoming, server::conn::http1, service::Service};
 use relay_core::{Relay, store::Store};
 use serde_json::Value;
@@ -168,7 +168,13 @@ impl Edge {
         let peer = Peer::of(&self.app, self.place.link.peer, &parts.headers);
         let call = Call { app: self.app.clone(), place: self.place.clone(), peer, parts, body };
         match route {
-            Route::Bosh => self.answer(bosh::exchange(call)),
+            Route::Bosh => match bosh::admit(&call.parts.headers) {
+                _ if call.parts.method != Method::POST => {
+                    self.answer(std::future::ready(Ok(bosh::probe(&call.parts.method))))
+                }
+                Ok(()) => self.answer(bosh::exchange(call)),
+                Err(problem) => self.answer(std::future::ready(Err(problem))),
+            },
             Route::Health => self.answer(std::future::ready(Ok(health::alive()))),
             Route::Ready => self.answer(health::ready(call)),
             Route::Metrics => self.answer(async move { health::metrics(&call) }),

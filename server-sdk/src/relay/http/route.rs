@@ -67,8 +67,13 @@ pub(super) fn find(method: &Method, path: &str) -> Result<Route, Problem> {
 }
 
 fn v1(method: &Method, kind: &str, rest: Option<&str>) -> Result<Route, Problem> {
-    let segments: Vec<&str> = rest.map(|rest| rest.splitn(3, '/').collect()).unwrap_or_default();
-    match (kind, segments.as_slice()) {
+    let mut segments = [""; 3];
+    let mut count = 0;
+    for segment in rest.into_iter().flat_map(|rest| rest.splitn(3, '/')) {
+        segments[count] = segment;
+        count += 1;
+    }
+    match (kind, &segments[..count]) {
         ("enroll", []) => only(method, &Method::POST, "POST", || Ok(Route::Enroll)),
         ("keys", []) => match *method {
             Method::GET | Method::HEAD => Ok(Route::Keys),
