@@ -5,7 +5,7 @@ mod handle;
 
 use std::{
     fmt,
-    hash::{BuildHasher, RandomState},
+    hash::BuildHasher,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -14,6 +14,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use foldhash::quality::RandomState;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use self::{clock::Clock, handle::Handle};
@@ -128,7 +129,7 @@ impl RelayBuilder {
         let shard = || Mutex::new(Shard::new(Arc::clone(&config), shards));
         let inner = Inner {
             shards: std::iter::repeat_with(shard).take(shards).collect(),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             ids: self.ids.unwrap_or_else(|| Arc::new(MacRequestIds::random())),
             translate: self.translate,
             in_flight: AtomicUsize::new(0),
@@ -161,7 +162,9 @@ impl Relay {
     /// Makes `device` known: offline from now on, not unknown. `keepalive` is what it registered; its presence timer is
     /// twice that, if that is longer than the relay's.
     pub fn know(&self, device: &DeviceId, keepalive: Option<Duration>) {
-        self.inner.with_device(device, |shard, _| shard.know(device, keepalive));
+        self.inner.with_device(device, |shard, _| {
+            shard.know(device, keepalive);
+        });
     }
 
     /// Whether `device` is known.
@@ -171,7 +174,9 @@ impl Relay {
 
     /// Any word from `device` outside its session: restarts its presence timer.
     pub fn heard(&self, device: &DeviceId) {
-        self.inner.with_device(device, |shard, now| shard.heard(now, device));
+        self.inner.with_device(device, |shard, now| {
+            shard.heard(now, device);
+        });
     }
 
     /// Survival notification: whether `session` is the session of `device`, by its ID or one that it had.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration, time::Instant};
 
-use super::{Effect, Pending, Shard, Timer, outbox::Entry};
+use super::{Effect, Pending, SessionKey, Shard, Timer, outbox::Entry};
 use crate::{
     envelope::Envelope,
     ids::{DeviceId, RequestId},
@@ -24,8 +24,8 @@ impl<W, H: Clone> Shard<W, H> {
         waiter: W,
     ) -> Result<(), RequestError> {
         let room = self.room();
-        let device = request.device.clone();
-        let known = self.devices.get_mut(&device).ok_or(RequestError::UnknownDevice)?;
+        let device = *self.names.get(&request.device).ok_or(RequestError::UnknownDevice)?;
+        let known = &mut self.devices[device.0 as usize];
         // The answer comes from here, in one round trip: nobody waits on a device that is not there (Q2).
         let session = match known.session.as_mut() {
             Some(session) if known.state == State::Online => session,
@@ -59,10 +59,10 @@ impl<W, H: Clone> Shard<W, H> {
         id: &RequestId,
         response: Response,
     ) -> Disposition {
-        self.heard(now, from);
+        let from = self.heard(now, from);
         match self.pending.get(id) {
             None => self.finished.verdict(now, from, id),
-            Some(pending) if pending.device != *from => Disposition::Forbidden,
+            Some(pending) if Some(pending.device) != from => Disposition::Forbidden,
             Some(_) => {
                 self.finish(now, id, Ok(response));
                 Disposition::Accepted
@@ -71,17 +71,17 @@ impl<W, H: Clone> Shard<W, H> {
     }
 
     pub(crate) fn received(&mut self, from: &DeviceId, id: &RequestId) {
+        let from = self.names.get(from).copied();
         if let Some(pending) = self.pending.get_mut(id)
-            && pending.device == *from
+            && Some(pending.device) == from
             && pending.sent
         {
             pending.received = true;
             // It has it: sending it again could only make a device that forgot do it twice.
-            if let Some(known) = self.devices.get_mut(from) {
-                known.resend.retain(|other| other != id);
-                if let Some(session) = known.session.as_mut() {
-                    session.unconfirmed.retain(|(_, other)| other != id);
-                }
+            let known = &mut self.devices[pending.device.0 as usize];
+            known.resend.retain(|other| other != id);
+            if let Some(session) = known.session.as_mut() {
+                session.unconfirmed.retain(|(_, other)| other != id);
             }
         }
     }
@@ -93,7 +93,7 @@ impl<W, H: Clone> Shard<W, H> {
 
     pub(super) fn expire_call(&mut self, now: Instant, id: &RequestId) {
         let overflowing = self.pending.get(id).is_some_and(|pending| {
-            let session = self.devices.get(&pending.device).and_then(|device| device.session.as_ref());
+            let session = self.devices[pending.device.0 as usize].session.as_ref();
             session.is_some_and(|session| session.outbox.in_overflow(id))
         });
         self.give_up(now, id, |pending| {
@@ -122,10 +122,10 @@ impl<W, H: Clone> Shard<W, H> {
     fn give_up(&mut self, now: Instant, id: &RequestId, why: impl FnOnce(&Pending<W>) -> RequestError) {
         let Some(pending) = self.pending.get(id) else { return };
         let error = why(pending);
-        let (sent, device) = (pending.sent, pending.device.clone());
+        let (sent, device) = (pending.sent, pending.device);
         self.finish(now, id, Err(error));
         if sent
-            && let Some(session) = self.devices.get_mut(&device).and_then(|device| device.session.as_mut())
+            && let Some(session) = self.devices[device.0 as usize].session.as_mut()
             && session.outbox.push_control(Envelope::Cancel { id: id.clone() }).is_ok()
         {
             pump(&mut self.effects, session);
@@ -136,28 +136,27 @@ impl<W, H: Clone> Shard<W, H> {
         let Some(pending) = self.pending.remove(id) else { return };
         let room = self.room();
         self.timers.disarm(pending.timer);
-        if let Some(device) = self.devices.get_mut(&pending.device) {
-            device.in_flight.retain(|other| other != id);
-            device.resend.retain(|other| other != id);
-            if device.in_flight.is_empty() {
-                device.in_flight = Vec::new();
-            }
-            if let Some(session) = device.session.as_mut() {
-                session.outbox.remove(room, id);
-                session.unconfirmed.retain(|(_, other)| other != id);
-                if session.unconfirmed.is_empty() {
-                    session.unconfirmed.shrink_to_fit();
-                }
+        let device = &mut self.devices[pending.device.0 as usize];
+        device.in_flight.retain(|other| other != id);
+        device.resend.retain(|other| other != id);
+        if device.in_flight.is_empty() {
+            device.in_flight = Vec::new();
+        }
+        if let Some(session) = device.session.as_mut() {
+            session.outbox.remove(room, id);
+            session.unconfirmed.retain(|(_, other)| other != id);
+            if session.unconfirmed.is_empty() {
+                session.unconfirmed.shrink_to_fit();
             }
         }
-        self.finished.remember(now, id.clone(), pending.device, result.is_ok());
+        self.finished.remember(now, id, pending.device, result.is_ok());
         self.effects.push(Effect::Finish { waiter: pending.waiter, result });
     }
 
     /// Takes the next envelope out of a session's outbox: from here on a request counts as sent.
-    pub(crate) fn take(&mut self, device: &DeviceId, key: super::SessionKey) -> Option<Envelope> {
+    pub(crate) fn take(&mut self, key: SessionKey) -> Option<Envelope> {
         let room = self.room();
-        let session = self.devices.get_mut(device)?.session.as_mut().filter(|session| session.key == key)?;
+        let session = self.devices[key.device.0 as usize].session(key)?;
         loop {
             let entry = session.outbox.take(room)?;
             session.taken += 1;
@@ -177,9 +176,8 @@ impl<W, H: Clone> Shard<W, H> {
         }
     }
 
-    pub(crate) fn next_cost(&self, device: &DeviceId, key: super::SessionKey) -> Option<usize> {
-        let session = self.devices.get(device)?.session.as_ref().filter(|session| session.key == key)?;
-        session.outbox.next_cost()
+    pub(crate) fn next_cost(&mut self, key: SessionKey) -> Option<usize> {
+        self.device(key.device).session(key)?.outbox.next_cost()
     }
 }
 

@@ -7,16 +7,24 @@ use std::{
 
 use super::{outbox::Outbox, timers::TimerKey};
 use crate::{
-    ids::{RequestId, SessionId},
+    ids::{DeviceId, RequestId, SessionId},
     presence::State,
 };
 
+/// Where a device is in its shard. Devices stay where they are for as long as the relay runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct DeviceKey(pub(super) u32);
+
 /// Distinguishes the sessions of one relay's life; a word from an older one changes nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct SessionKey(pub(crate) u64);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct SessionKey {
+    pub(crate) device: DeviceKey,
+    pub(crate) number: u64,
+}
 
 #[derive(Debug)]
 pub(crate) struct Device<H> {
+    pub(crate) name: DeviceId,
     /// How long it may be silent; `None` is the relay's default.
     pub(crate) presence_timer: Option<Duration>,
     pub(crate) last_heard: Option<Instant>,
@@ -33,9 +41,10 @@ pub(crate) struct Device<H> {
     pub(crate) silence: Option<TimerKey>,
 }
 
-impl<H> Default for Device<H> {
-    fn default() -> Self {
+impl<H> Device<H> {
+    pub(crate) fn new(name: DeviceId) -> Self {
         Self {
+            name,
             presence_timer: None,
             last_heard: None,
             epoch: 0,
@@ -47,6 +56,11 @@ impl<H> Default for Device<H> {
             openings: Bucket::default(),
             silence: None,
         }
+    }
+
+    /// Its session, if that is still the one called `key`.
+    pub(crate) fn session(&mut self, key: SessionKey) -> Option<&mut Session<H>> {
+        self.session.as_deref_mut().filter(|session| session.key == key)
     }
 }
 
@@ -60,6 +74,9 @@ pub(crate) struct Session<H> {
     /// Where to push; `None` once the transport gave up and only the resume window keeps the device online.
     pub(crate) handle: Option<H>,
     pub(crate) attached: bool,
+    /// Since when it has no connection, if it had one and may get another.
+    pub(crate) detached: Option<Instant>,
+    /// Looks at it when a resume window may be over; not moved when a connection comes back.
     pub(crate) resume_window: Option<TimerKey>,
     pub(crate) outbox: Outbox,
     /// Whether somebody is already taking from the outbox.

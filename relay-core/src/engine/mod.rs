@@ -26,7 +26,12 @@ use std::{
 };
 
 use self::{device::Device, finished::Finished, outbox::Room, timers::TimerKey, timers::Timers};
-pub(crate) use self::{device::SessionKey, sessions::Opening};
+pub(crate) use self::{
+    device::{DeviceKey, SessionKey},
+    sessions::Opening,
+};
+use foldhash::quality::RandomState;
+
 use crate::{
     config::RelayConfig,
     ids::{DeviceId, RequestId, SessionId},
@@ -52,7 +57,7 @@ pub(crate) enum Effect<W, H> {
 /// A request in flight.
 #[derive(Debug)]
 struct Pending<W> {
-    device: DeviceId,
+    device: DeviceKey,
     request: Arc<Request>,
     waiter: W,
     deadline: Instant,
@@ -72,15 +77,16 @@ impl<W> Pending<W> {
 #[derive(Debug)]
 enum Timer {
     Deadline(RequestId),
-    ResumeWindow(DeviceId, SessionKey),
-    Silence(DeviceId),
+    ResumeWindow(SessionKey),
+    Silence(DeviceKey),
 }
 
 #[derive(Debug)]
 pub(crate) struct Shard<W, H> {
     config: Arc<RelayConfig>,
-    devices: HashMap<DeviceId, Device<H>>,
-    pending: HashMap<RequestId, Pending<W>>,
+    names: HashMap<DeviceId, DeviceKey, RandomState>,
+    devices: Vec<Device<H>>,
+    pending: HashMap<RequestId, Pending<W>, RandomState>,
     finished: Finished,
     timers: Timers<Timer>,
     effects: Vec<Effect<W, H>>,
@@ -93,8 +99,9 @@ impl<W, H: Clone> Shard<W, H> {
         let finished = Finished::new(config.finished_for, config.finished_max / shards.max(1));
         Self {
             config,
-            devices: HashMap::new(),
-            pending: HashMap::new(),
+            names: HashMap::default(),
+            devices: Vec::new(),
+            pending: HashMap::default(),
             finished,
             timers: Timers::default(),
             effects: Vec::new(),
@@ -124,28 +131,41 @@ impl<W, H: Clone> Shard<W, H> {
         while let Some(timer) = self.timers.due(now) {
             match timer {
                 Timer::Deadline(id) => self.expire_call(now, &id),
-                Timer::ResumeWindow(device, key) => self.resume_window_over(now, &device, key),
-                Timer::Silence(device) => self.silence_over(now, &device),
+                Timer::ResumeWindow(key) => self.resume_window_over(now, key),
+                Timer::Silence(device) => self.silence_over(now, device),
             }
         }
     }
 
-    pub(crate) fn know(&mut self, device: &DeviceId, keepalive: Option<Duration>) {
-        let timer = keepalive.map(|keepalive| (keepalive * 2).max(self.config.presence_timer));
-        match self.devices.get_mut(device) {
-            Some(known) => known.presence_timer = timer.or(known.presence_timer),
+    /// Makes `device` known, if it is not yet, with the presence timer that its `keepalive` asks for.
+    pub(crate) fn know(&mut self, device: &DeviceId, keepalive: Option<Duration>) -> DeviceKey {
+        let key = match self.names.get(device) {
+            Some(&key) => key,
             None => {
-                self.devices.insert(device.clone(), Device { presence_timer: timer, ..Device::default() });
+                // A shard of four thousand million devices is out of memory long before it is out of keys.
+                let key = DeviceKey(self.devices.len() as u32);
+                self.devices.push(Device::new(device.clone()));
+                self.names.insert(device.clone(), key);
+                key
             }
+        };
+        if let Some(keepalive) = keepalive {
+            let timer = (keepalive * 2).max(self.config.presence_timer);
+            self.device(key).presence_timer = Some(timer);
         }
+        key
     }
 
     pub(crate) fn knows(&self, device: &DeviceId) -> bool {
-        self.devices.contains_key(device)
+        self.names.contains_key(device)
+    }
+
+    fn device(&mut self, key: DeviceKey) -> &mut Device<H> {
+        &mut self.devices[key.0 as usize]
     }
 
     pub(crate) fn presence(&self, now: Instant, device: &DeviceId) -> Option<Presence> {
-        let known = self.devices.get(device)?;
+        let known = &self.devices[self.names.get(device)?.0 as usize];
         Some(Presence {
             state: known.state,
             epoch: known.epoch,
@@ -156,19 +176,17 @@ impl<W, H: Clone> Shard<W, H> {
     }
 
     /// Any word from the device outside its session.
-    pub(crate) fn heard(&mut self, now: Instant, device: &DeviceId) {
-        if let Some(known) = self.devices.get_mut(device) {
-            known.last_heard = Some(now);
-            self.settle(now, device);
-        }
+    pub(crate) fn heard(&mut self, now: Instant, device: &DeviceId) -> Option<DeviceKey> {
+        let key = *self.names.get(device)?;
+        self.device(key).last_heard = Some(now);
+        self.settle(now, key);
+        Some(key)
     }
 
     /// Whether `session` is, by any of its IDs, a session that the device can still use.
     pub(crate) fn alive(&mut self, now: Instant, device: &DeviceId, session: &SessionId) -> bool {
-        self.heard(now, device);
-        self.devices
-            .get(device)
-            .and_then(|known| known.session.as_ref())
-            .is_some_and(|current| current.handle.is_some() && current.ids.contains(session))
+        let Some(key) = self.heard(now, device) else { return false };
+        let current = self.device(key).session.as_ref();
+        current.is_some_and(|current| current.handle.is_some() && current.ids.contains(session))
     }
 }

@@ -3,14 +3,14 @@
 use std::time::Instant;
 
 use super::{
-    Effect, SessionKey, Shard, Timer,
+    DeviceKey, Effect, SessionKey, Shard, Timer,
     calls::pump,
     device::{Device, Session},
     outbox::Outbox,
 };
 use crate::{
     envelope::Envelope,
-    ids::{DeviceId, RequestId, SessionId},
+    ids::{RequestId, SessionId},
     outcome::RequestError,
     presence::State,
     transport::{CloseReason, EndReason, TransportInfo},
@@ -19,7 +19,6 @@ use crate::{
 /// A session that knocks, authenticated.
 #[derive(Debug)]
 pub(crate) struct Opening<H> {
-    pub(crate) device: DeviceId,
     /// The ID that its transport proposes.
     pub(crate) id: SessionId,
     /// The session that the device wants to go on with.
@@ -40,11 +39,10 @@ pub(crate) struct Opened {
 impl<W, H: Clone> Shard<W, H> {
     /// Takes a session in. It takes over from an earlier one of the same device (P6).
     pub(crate) fn open(&mut self, now: Instant, opening: Opening<H>) -> Result<Opened, CloseReason> {
-        let Opening { device, id, resume, info, key, handle } = opening;
+        let Opening { id, resume, info, key, handle } = opening;
         let (rate, burst) = (self.config.sessions_per_minute, self.config.session_burst);
-        self.know(&device, None);
-        let room = self.room();
-        let Some(known) = self.devices.get_mut(&device) else { return Err(CloseReason::Shutdown) };
+        let (room, window) = (self.room(), self.config.resume_window);
+        let known = &mut self.devices[key.device.0 as usize];
         known
             .openings
             .take(now, rate, burst)
@@ -59,19 +57,15 @@ impl<W, H: Clone> Shard<W, H> {
             requests.extend(again);
             requests.extend(rest);
             control = verdicts;
-            carried = old.resume_window;
-            match old.handle {
-                Some(handle) => self.effects.push(Effect::Close { handle, reason: CloseReason::Replaced }),
-                None => debug_assert!(!old.attached, "a session without a handle has no connection"),
-            }
-            if old.attached {
-                // Online carries over, for as long as a broken connection would leave it online.
-                let at = now + self.config.resume_window;
-                carried = Some(self.timers.arm(at, Timer::ResumeWindow(device.clone(), key)));
-            } else if let Some(timer) = carried.take() {
+            if let Some(timer) = old.resume_window {
                 self.timers.disarm(timer);
-                let at = now + self.config.resume_window;
-                carried = Some(self.timers.arm(at, Timer::ResumeWindow(device.clone(), key)));
+            }
+            if let Some(handle) = old.handle {
+                self.effects.push(Effect::Close { handle, reason: CloseReason::Replaced });
+            }
+            // Being online carries over, for as long as a broken connection would leave it so.
+            if old.attached || old.detached.is_some() {
+                carried = Some(now);
             }
         } else {
             self.sessions += 1;
@@ -90,7 +84,8 @@ impl<W, H: Clone> Shard<W, H> {
             max_body: info.max_body,
             handle: Some(handle),
             attached: false,
-            resume_window: carried,
+            detached: carried,
+            resume_window: carried.map(|since| self.timers.arm(since + window, Timer::ResumeWindow(key))),
             outbox: Outbox::default(),
             pumping: false,
             taken: 0,
@@ -110,54 +105,52 @@ impl<W, H: Clone> Shard<W, H> {
         Ok(opened)
     }
 
-    fn current(&mut self, device: &DeviceId, key: SessionKey) -> Option<&mut Device<H>> {
-        self.devices
-            .get_mut(device)
-            .filter(|known| known.session.as_ref().is_some_and(|session| session.key == key))
+    fn current(&mut self, key: SessionKey) -> Option<&mut Device<H>> {
+        let known = self.device(key.device);
+        known.session(key).is_some().then_some(known)
     }
 
     /// The peer asks, within this session, to go on with an earlier one.
-    pub(crate) fn resume(&mut self, device: &DeviceId, key: SessionKey, wanted: &SessionId) -> bool {
-        let Some(known) = self.current(device, key) else { return false };
+    pub(crate) fn resume(&mut self, key: SessionKey, wanted: &SessionId) -> bool {
+        let Some(known) = self.current(key) else { return false };
         let Device { session: Some(session), former, .. } = known else { return false };
         session.ids.first() == Some(wanted) || go_on_with(session, former, wanted)
     }
 
-    pub(crate) fn attached(&mut self, now: Instant, device: &DeviceId, key: SessionKey) {
-        let Some(known) = self.current(device, key) else { return };
+    pub(crate) fn attached(&mut self, now: Instant, key: SessionKey) {
+        let Some(known) = self.current(key) else { return };
         known.last_heard = Some(now);
         if let Some(session) = known.session.as_mut() {
             session.attached = true;
+            session.detached = None;
         }
-        self.settle(now, device);
-        if let Some(session) = self.devices.get_mut(device).and_then(|known| known.session.as_mut()) {
+        self.settle(now, key.device);
+        if let Some(session) = self.devices[key.device.0 as usize].session.as_mut() {
             pump(&mut self.effects, session);
         }
     }
 
-    pub(crate) fn detached(&mut self, now: Instant, device: &DeviceId, key: SessionKey) {
+    pub(crate) fn detached(&mut self, now: Instant, key: SessionKey) {
         let at = now + self.config.resume_window;
-        let Some(known) = self.devices.get_mut(device) else { return };
-        let Some(session) = known.session.as_mut().filter(|session| session.key == key && session.attached)
-        else {
-            return;
-        };
+        let session = self.devices[key.device.0 as usize].session(key);
+        let Some(session) = session.filter(|session| session.attached) else { return };
         session.attached = false;
+        session.detached = Some(now);
         if session.resume_window.is_none() {
-            session.resume_window = Some(self.timers.arm(at, Timer::ResumeWindow(device.clone(), key)));
+            session.resume_window = Some(self.timers.arm(at, Timer::ResumeWindow(key)));
         }
     }
 
     /// A sign of life on the session.
-    pub(crate) fn heard_on(&mut self, now: Instant, device: &DeviceId, key: SessionKey) {
-        if let Some(known) = self.current(device, key) {
+    pub(crate) fn heard_on(&mut self, now: Instant, key: SessionKey) {
+        if let Some(known) = self.current(key) {
             known.last_heard = Some(now);
-            self.settle(now, device);
+            self.settle(now, key.device);
         }
     }
 
-    pub(crate) fn confirmed(&mut self, device: &DeviceId, key: SessionKey, number: u64) {
-        if let Some(session) = self.current(device, key).and_then(|known| known.session.as_mut()) {
+    pub(crate) fn confirmed(&mut self, key: SessionKey, number: u64) {
+        if let Some(session) = self.current(key).and_then(|known| known.session.as_mut()) {
             while session.unconfirmed.front().is_some_and(|(sent, _)| *sent <= number) {
                 session.unconfirmed.pop_front();
             }
@@ -165,14 +158,8 @@ impl<W, H: Clone> Shard<W, H> {
     }
 
     /// Queues something that is no request. Gives it back if there is no room.
-    pub(crate) fn push_control(
-        &mut self,
-        device: &DeviceId,
-        key: SessionKey,
-        envelope: Envelope,
-    ) -> Result<(), Envelope> {
-        let known = self.devices.get_mut(device).and_then(|known| known.session.as_mut());
-        if let Some(session) = known.filter(|session| session.key == key) {
+    pub(crate) fn push_control(&mut self, key: SessionKey, envelope: Envelope) -> Result<(), Envelope> {
+        if let Some(session) = self.devices[key.device.0 as usize].session(key) {
             session.outbox.push_control(envelope)?;
             pump(&mut self.effects, session);
         }
@@ -180,28 +167,30 @@ impl<W, H: Clone> Shard<W, H> {
     }
 
     /// Whether the outbox is empty, so that whoever was taking from it may go.
-    pub(crate) fn pumped(&mut self, device: &DeviceId, key: SessionKey) -> bool {
-        let Some(session) = self.current(device, key).and_then(|known| known.session.as_mut()) else {
+    pub(crate) fn pumped(&mut self, key: SessionKey) -> bool {
+        let Some(session) = self.current(key).and_then(|known| known.session.as_mut()) else {
             return true;
         };
         session.pumping = !session.outbox.is_empty();
         !session.pumping
     }
 
-    pub(crate) fn ended(&mut self, now: Instant, device: &DeviceId, key: SessionKey, reason: EndReason) {
+    pub(crate) fn ended(&mut self, now: Instant, key: SessionKey, reason: EndReason) {
         let at = now + self.config.resume_window;
         let room = self.room();
-        let Some(known) = self.devices.get_mut(device) else { return };
-        let Some(session) = known.session.as_mut().filter(|session| session.key == key) else { return };
+        let known = &mut self.devices[key.device.0 as usize];
+        let online = known.state == State::Online;
+        let Some(session) = known.session(key) else { return };
         session.handle = None;
         session.pumping = false;
-        let lingers = reason == EndReason::Lost && known.state == State::Online;
+        let lingers = reason == EndReason::Lost && online;
         if !lingers {
-            self.drop_session(now, device);
+            self.drop_session(now, key.device);
             return;
         }
         // It merely broke: the device stays online for the resume window, and pushes wait.
         session.attached = false;
+        session.detached.get_or_insert(now);
         let (again, rest, control) = dissolve(session);
         for envelope in control {
             let _ = session.outbox.push_control(envelope);
@@ -212,19 +201,19 @@ impl<W, H: Clone> Shard<W, H> {
             }
         }
         if session.resume_window.is_none() {
-            session.resume_window = Some(self.timers.arm(at, Timer::ResumeWindow(device.clone(), key)));
+            session.resume_window = Some(self.timers.arm(at, Timer::ResumeWindow(key)));
         }
     }
 
     /// Ends every session: the relay stops.
     pub(crate) fn close_sessions(&mut self, reason: CloseReason) {
-        let sessions = self.devices.values().filter_map(|known| known.session.as_ref());
+        let sessions = self.devices.iter().filter_map(|known| known.session.as_ref());
         let handles = sessions.filter_map(|session| session.handle.clone());
         self.effects.extend(handles.map(|handle| Effect::Close { handle, reason }));
     }
 
-    fn drop_session(&mut self, now: Instant, device: &DeviceId) {
-        let Some(known) = self.devices.get_mut(device) else { return };
+    fn drop_session(&mut self, now: Instant, device: DeviceKey) {
+        let known = &mut self.devices[device.0 as usize];
         let Some(mut session) = known.session.take() else { return };
         self.sessions -= 1;
         if let Some(timer) = session.resume_window.take() {
@@ -251,52 +240,50 @@ impl<W, H: Clone> Shard<W, H> {
         }
     }
 
-    pub(super) fn resume_window_over(&mut self, now: Instant, device: &DeviceId, key: SessionKey) {
-        let Some(known) = self.current(device, key) else { return };
-        let Some(session) = known.session.as_mut() else { return };
+    pub(super) fn resume_window_over(&mut self, now: Instant, key: SessionKey) {
+        let window = self.config.resume_window;
+        let Some(session) = self.devices[key.device.0 as usize].session(key) else { return };
         session.resume_window = None;
-        if session.attached {
+        let Some(since) = session.detached else { return };
+        if since + window > now {
+            session.resume_window = Some(self.timers.arm(since + window, Timer::ResumeWindow(key)));
             return;
         }
         if session.handle.is_none() {
-            self.drop_session(now, device);
+            self.drop_session(now, key.device);
         } else {
-            self.settle(now, device);
+            self.settle(now, key.device);
         }
     }
 
-    pub(super) fn silence_over(&mut self, now: Instant, device: &DeviceId) {
-        if let Some(known) = self.devices.get_mut(device) {
-            known.silence = None;
-            self.settle(now, device);
-        }
+    pub(super) fn silence_over(&mut self, now: Instant, device: DeviceKey) {
+        self.device(device).silence = None;
+        self.settle(now, device);
     }
 
     /// Brings the device's state in line with what is known of it now.
-    pub(super) fn settle(&mut self, now: Instant, device: &DeviceId) {
-        let Some(known) = self.devices.get_mut(device) else { return };
+    pub(super) fn settle(&mut self, now: Instant, device: DeviceKey) {
+        let window = self.config.resume_window;
+        let known = &mut self.devices[device.0 as usize];
         let timer = known.presence_timer.unwrap_or(self.config.presence_timer);
         let silent_at = known.last_heard.map(|at| at + timer);
         let spoken = silent_at.is_some_and(|at| at > now);
         let reachable = known.session.as_ref().is_some_and(|session| {
             // The resume window keeps a device online that was; it brings none online.
-            session.attached || (session.resume_window.is_some() && known.state == State::Online)
+            session.attached
+                || (session.detached.is_some_and(|since| since + window > now)
+                    && known.state == State::Online)
         });
         let state = if reachable && spoken { State::Online } else { State::Offline };
         if let (State::Online, None, Some(at)) = (state, known.silence, silent_at) {
             // One timer a device, looked at again when it fires rather than moved with every word.
-            known.silence = Some(self.timers.arm(at, Timer::Silence(device.clone())));
-        }
-        if let Some(session) = known.session.as_mut().filter(|session| session.attached)
-            && let Some(timer) = session.resume_window.take()
-        {
-            self.timers.disarm(timer);
+            known.silence = Some(self.timers.arm(at, Timer::Silence(device)));
         }
         if state == known.state {
             return;
         }
         known.state = state;
-        let epoch = known.epoch;
+        let (name, epoch) = (known.name.clone(), known.epoch);
         let mut never_sent = Vec::new();
         if state == State::Offline {
             for id in &known.in_flight {
@@ -309,7 +296,7 @@ impl<W, H: Clone> Shard<W, H> {
             }
         }
         self.fail_unsent(now, never_sent);
-        self.effects.push(Effect::Presence { device: device.clone(), state, epoch });
+        self.effects.push(Effect::Presence { device: name, state, epoch });
     }
 }
 

@@ -61,16 +61,17 @@ impl Handle {
                 .await;
         }
         let slot = inner.slot(&device);
-        let key = SessionKey(inner.next_session.fetch_add(1, Ordering::Relaxed));
+        let number = inner.next_session.fetch_add(1, Ordering::Relaxed);
+        let key = SessionKey { device: inner.with_slot(slot, |shard, _| shard.know(&device, None)), number };
         let handle = Arc::new(Self {
             relay: Arc::downgrade(inner),
-            device: device.clone(),
+            device,
             slot,
             key,
             push: Mutex::new(Pusher::Busy),
             closing: Notify::new(),
         });
-        let opening = Opening { device, id, resume, info, key, handle: Arc::clone(&handle) };
+        let opening = Opening { id, resume, info, key, handle: Arc::clone(&handle) };
         match inner.with_slot(slot, |shard, now| shard.open(now, opening)) {
             Ok(opened) => {
                 inner.opened.fetch_add(1, Ordering::Relaxed);
@@ -155,7 +156,7 @@ impl Handle {
             }
         }
         let Some(inner) = self.relay.upgrade() else { return false };
-        !inner.with_slot(self.slot, |shard, _| shard.pumped(&self.device, self.key))
+        !inner.with_slot(self.slot, |shard, _| shard.pumped(self.key))
     }
 
     fn broke(&self, error: &TransportError) {
@@ -200,12 +201,12 @@ struct Outgoing<'a> {
 impl Queue for Outgoing<'_> {
     fn next_cost(&mut self) -> Option<usize> {
         let inner = self.handle.relay.upgrade()?;
-        inner.lock(self.handle.slot).next_cost(&self.handle.device, self.handle.key)
+        inner.lock(self.handle.slot).next_cost(self.handle.key)
     }
 
     fn take(&mut self) -> Option<Envelope> {
         let inner = self.handle.relay.upgrade()?;
-        inner.lock(self.handle.slot).take(&self.handle.device, self.handle.key)
+        inner.lock(self.handle.slot).take(self.handle.key)
     }
 }
 
@@ -230,44 +231,41 @@ impl Inbound for Handle {
             }
         };
         let Some(answer) = answer else { return Ok(()) };
-        relay
-            .inner
-            .with_slot(self.slot, |shard, _| shard.push_control(&self.device, self.key, answer))
-            .map_err(Full)
+        relay.inner.with_slot(self.slot, |shard, _| shard.push_control(self.key, answer)).map_err(Full)
     }
 
     fn alive(&self) {
         if let Some(inner) = self.relay.upgrade() {
-            inner.with_slot(self.slot, |shard, now| shard.heard_on(now, &self.device, self.key));
+            inner.with_slot(self.slot, |shard, now| shard.heard_on(now, self.key));
         }
     }
 
     fn confirmed(&self, number: u64) {
         if let Some(inner) = self.relay.upgrade() {
-            inner.with_slot(self.slot, |shard, _| shard.confirmed(&self.device, self.key, number));
+            inner.with_slot(self.slot, |shard, _| shard.confirmed(self.key, number));
         }
     }
 
     fn attached(&self) {
         if let Some(inner) = self.relay.upgrade() {
-            inner.with_slot(self.slot, |shard, now| shard.attached(now, &self.device, self.key));
+            inner.with_slot(self.slot, |shard, now| shard.attached(now, self.key));
         }
     }
 
     fn detached(&self) {
         if let Some(inner) = self.relay.upgrade() {
-            inner.with_slot(self.slot, |shard, now| shard.detached(now, &self.device, self.key));
+            inner.with_slot(self.slot, |shard, now| shard.detached(now, self.key));
         }
     }
 
     fn resume(&self, session: &SessionId) -> bool {
         let Some(inner) = self.relay.upgrade() else { return false };
-        inner.with_slot(self.slot, |shard, _| shard.resume(&self.device, self.key, session))
+        inner.with_slot(self.slot, |shard, _| shard.resume(self.key, session))
     }
 
     fn ended(&self, reason: EndReason) {
         if let Some(inner) = self.relay.upgrade() {
-            inner.with_slot(self.slot, |shard, now| shard.ended(now, &self.device, self.key, reason));
+            inner.with_slot(self.slot, |shard, now| shard.ended(now, self.key, reason));
         }
         // The transport has let go of the session: its push half is of no use any more.
         let pusher = std::mem::replace(&mut *self.pusher(), Pusher::Gone);

@@ -5,20 +5,28 @@ pub(super) const fn is_xml(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\r' | '\u{20}'..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
 }
 
+/// Whether any of `bytes` is in question. Without an early exit, so that it runs on many bytes at a time.
+fn any(bytes: &[u8], question: impl Fn(u8) -> bool) -> bool {
+    bytes.chunks(64).any(|chunk| chunk.iter().fold(false, |found, byte| found | question(*byte)))
+}
+
 /// Where the first character stands that XML does not allow.
 pub(super) fn first_not_xml(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
-    let mut i = 0;
-    while let Some(&byte) = bytes.get(i) {
+    if !any(bytes, |byte| byte < 0x20 || byte == 0xef) {
+        return None;
+    }
+    bytes.iter().enumerate().position(|(i, &byte)| {
         let control = byte < 0x20 && !matches!(byte, b'\t' | b'\n' | b'\r');
         // U+FFFE and U+FFFF are EF BF BE and EF BF BF.
         let noncharacter = byte == 0xef && matches!(bytes.get(i + 1..i + 3), Some([0xbf, 0xbe | 0xbf]));
-        if control || noncharacter {
-            return Some(i);
-        }
-        i += 1;
-    }
-    None
+        control || noncharacter
+    })
+}
+
+/// Whether an attribute's value is more than it seems: references, `<`, white space to be made blanks.
+pub(super) fn needs_normalising(value: &str) -> bool {
+    any(value.as_bytes(), |byte| matches!(byte, b'&' | b'<' | b'\t' | b'\n' | b'\r'))
 }
 
 /// Whether `text` is white space alone (§2.3).
@@ -41,6 +49,12 @@ const fn continues_name(c: char) -> bool {
 
 /// Whether `name` is a name without colons (XML Namespaces §3).
 pub(super) fn is_local_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    let Some(first) = bytes.first() else { return false };
+    let ascii = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    if (first.is_ascii_alphabetic() || *first == b'_') && bytes.iter().all(|byte| ascii(*byte)) {
+        return true;
+    }
     let mut chars = name.chars();
     chars.next().is_some_and(starts_name) && chars.all(continues_name)
 }
@@ -77,14 +91,75 @@ pub(super) fn resolve(name: &str) -> Reference {
     Reference::Char(predefined)
 }
 
-/// Words of the protocols that need no allocation when they come as a name.
+/// Words of the protocols, by their length: they need no allocation when they come as a name.
+const WORDS: [&[&str]; 12] = [
+    &[],
+    &[],
+    &["id", "iq", "to"],
+    &["rid", "sid", "ack", "ver", "jid", "key"],
+    &["type", "body", "from", "wait", "lang", "hold", "bind", "auth", "ping", "pong", "href", "code"],
+    &["xmlns", "error", "pause", "drain"],
+    &["object", "status", "method", "device", "cancel", "length", "resume", "newkey", "secure"],
+    &[
+        "request", "message", "outcome", "session", "success", "failure", "restart", "version", "polling",
+        "content",
+    ],
+    &["response", "encoding", "received", "presence", "requests", "features", "maxpause", "resource"],
+    &["condition", "mechanism", "challenge"],
+    &["inactivity", "mechanisms"],
+    &["traceparent"],
+];
+
+/// The word of the protocols that `name` is.
 pub(super) fn known_name(name: &str) -> Option<&'static str> {
-    macro_rules! known {
-        ($($word:literal)*) => { match name { $($word => Some($word),)* _ => None } };
+    // Most names are words, and short: as numbers they are told apart without a call for each.
+    let same = |a: &str, b: &str| match (packed(a), packed(b)) {
+        (Some(a), Some(b)) => a == b,
+        _ => a == b,
+    };
+    WORDS.get(name.len())?.iter().copied().find(|word| same(word, name))
+}
+
+/// `text` as a number, if it has at most eight bytes: different for different texts of one length.
+pub(super) fn packed(text: &str) -> Option<u64> {
+    let bytes = text.as_bytes();
+    (bytes.len() <= 8).then(|| bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_found() {
+        for (length, words) in WORDS.iter().enumerate() {
+            for word in *words {
+                assert_eq!(word.len(), length);
+                assert_eq!(known_name(word), Some(*word));
+            }
+        }
+        assert_eq!(known_name(""), None);
+        assert_eq!(known_name("a-name-of-somebody-else"), None);
     }
-    known!("body" "id" "type" "request" "response" "object" "iq" "message" "from" "to" "method" "wait" "status" "xmlns"
-        "rid" "sid" "ack" "outcome" "encoding" "received" "cancel" "lang" "device" "error" "presence" "ping" "pong"
-        "condition" "traceparent" "length" "href" "auth" "mechanism" "challenge" "success" "failure" "bind" "jid"
-        "resource" "restart" "version" "hold" "requests" "inactivity" "polling" "ver" "features" "mechanisms" "drain"
-        "resume" "session" "code" "maxpause" "pause" "key" "newkey" "content" "secure")
+
+    #[test]
+    fn characters_that_xml_lacks_are_found_wherever_they_stand() {
+        for at in [0, 1, 63, 64, 65, 200] {
+            for bad in ["\0", "\u{1f}", "\u{fffe}", "\u{ffff}"] {
+                let text = format!("{}\u{fffd}\n{bad}x", "x".repeat(at));
+                assert_eq!(first_not_xml(&text), Some(at + 4));
+            }
+        }
+        assert_eq!(first_not_xml("\t\r\n\u{fffd}\u{feff}\u{10ffff}"), None);
+    }
+
+    #[test]
+    fn names_have_an_alphabet() {
+        for good in ["a", "_", "a-b.c_1", "é", "日本", "a\u{b7}"] {
+            assert!(is_local_name(good), "{good:?}");
+        }
+        for bad in ["", "-a", ".a", "1a", "a:b", "a b", "a\u{d7}", "\u{b7}", "a/", "a'"] {
+            assert!(!is_local_name(bad), "{bad:?}");
+        }
+    }
 }

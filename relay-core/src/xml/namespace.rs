@@ -64,7 +64,7 @@ impl Namespace {
         if name.is_empty() {
             return Self::NONE;
         }
-        match KNOWN.iter().find(|known| **known == name) {
+        match KNOWN.iter().find(|known| known.len() == name.len() && **known == name) {
             Some(known) => Self(Repr::Known(known)),
             None => Self(Repr::Other(name.into())),
         }

@@ -73,6 +73,7 @@ pub(super) fn parse(document: &[u8], limits: &Limits) -> Result<Element, XmlErro
         open: Vec::new(),
         bindings: Vec::new(),
         prefix_keys: Vec::new(),
+        attributes: Vec::new(),
         name_keys: Vec::new(),
         root: None,
     };
@@ -98,6 +99,8 @@ struct Parser<'l, 'i> {
     bindings: Vec<Binding<'i>>,
     /// [`key`] of each binding's prefix.
     prefix_keys: Vec<u64>,
+    /// Names and values of the tag at hand, as written; empty between tags.
+    attributes: Vec<(&'i str, &'i str)>,
     /// [`key`] of each attribute's local name in the tag at hand.
     name_keys: Vec<u64>,
     root: Option<Element>,
@@ -155,7 +158,7 @@ impl<'i> Parser<'_, 'i> {
         let outer_bindings = self.bindings.len();
         let name_length = tag.name().as_ref().len();
         let (tag_name, rest) = raw.split_at_checked(name_length).ok_or(XmlRule::Malformed)?;
-        let mut attributes = Vec::new();
+        let mut attributes = std::mem::take(&mut self.attributes);
         let mut rest = AttributeText(rest);
         while let Some((name, value)) = rest.next_attribute()? {
             if value.len() > self.limits.attribute_bytes || name.len() > self.limits.attribute_bytes {
@@ -174,7 +177,7 @@ impl<'i> Parser<'_, 'i> {
         let mut element = Element::new(namespace, owned_name(local));
         element.attributes.reserve_exact(attributes.len());
         self.name_keys.clear();
-        for (name, value) in attributes {
+        for (name, value) in attributes.drain(..) {
             let (prefix, local) = split_name(name, self.limits)?;
             // An attribute without a prefix is in no namespace, whatever the default is.
             let namespace = if prefix.is_empty() { Namespace::NONE } else { self.resolve(prefix)? };
@@ -191,6 +194,7 @@ impl<'i> Parser<'_, 'i> {
                 value: attribute_value(value)?,
             });
         }
+        self.attributes = attributes;
         self.open.push(Open { element, outer_bindings });
         Ok(())
     }
@@ -279,18 +283,13 @@ impl<'i> Parser<'_, 'i> {
     }
 }
 
-/// A number that is equal for equal names, and for short ones different for different ones: comparing a name with all
+/// A number that is equal for equal names, and nearly always different for different ones: comparing a name with all
 /// others of its tag costs a handful of instructions then, whatever a peer sends (threat T21).
 fn key(name: &str) -> u64 {
-    let bytes = name.as_bytes();
-    if bytes.len() < 8 {
-        let mut packed = [0; 8];
-        packed[..bytes.len()].copy_from_slice(bytes);
-        return u64::from_le_bytes(packed);
-    }
-    // FNV-1a
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    // FNV-1a for the long ones
+    chars::packed(name).unwrap_or_else(|| {
+        name.bytes()
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
     })
 }
 
@@ -375,21 +374,28 @@ impl<'i> AttributeText<'i> {
         if trimmed.len() == self.0.len() {
             return Err(XmlRule::Attribute);
         }
-        let (name, rest) = trimmed.split_once('=').ok_or(XmlRule::Attribute)?;
+        let (name, rest) = split_at_byte(trimmed, b'=').ok_or(XmlRule::Attribute)?;
         let rest = rest.trim_start_matches(blank);
-        let quote = rest.chars().next().filter(|c| matches!(c, '\'' | '"')).ok_or(XmlRule::Attribute)?;
-        let (value, rest) = rest[1..].split_once(quote).ok_or(XmlRule::Attribute)?;
+        let quote =
+            *rest.as_bytes().first().filter(|b| matches!(b, b'\'' | b'"')).ok_or(XmlRule::Attribute)?;
+        let (value, rest) = split_at_byte(&rest[1..], quote).ok_or(XmlRule::Attribute)?;
         self.0 = rest;
         Ok(Some((name.trim_end_matches(blank), value)))
     }
 }
 
+/// What stands before and after the first `byte`, which must be an ASCII one. Both are short.
+fn split_at_byte(text: &str, byte: u8) -> Option<(&str, &str)> {
+    let at = text.bytes().position(|b| b == byte)?;
+    Some((&text[..at], &text[at + 1..]))
+}
+
 /// XML 1.0 §3.3.3: references resolved, white space made blanks.
 fn attribute_value(raw: &str) -> Result<String, XmlRule> {
-    let special = |b: u8| matches!(b, b'&' | b'<' | b'\t' | b'\n' | b'\r');
-    if !raw.bytes().any(special) {
+    if !chars::needs_normalising(raw) {
         return Ok(raw.to_owned());
     }
+    let special = |b: u8| matches!(b, b'&' | b'<' | b'\t' | b'\n' | b'\r');
     let mut value = String::with_capacity(raw.len());
     let mut rest = raw;
     while let Some(at) = rest.bytes().position(special) {

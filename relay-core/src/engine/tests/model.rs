@@ -24,6 +24,7 @@ use crate::{
 const DEVICES: usize = 2;
 const WINDOW: u64 = 20; // half seconds
 const SILENCE: u64 = 240;
+const REMEMBERED: u64 = 1200;
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -79,6 +80,7 @@ struct Call {
     sent: bool,
     received: bool,
     end: Option<End>,
+    ended_at: u64,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -127,6 +129,7 @@ impl Model {
             return;
         }
         self.calls[call].end = Some(end.clone());
+        self.calls[call].ended_at = self.time;
         self.ended.push((call, end));
         let device = self.calls[call].device;
         self.devices[device].again.retain(|other| *other != call);
@@ -245,7 +248,9 @@ impl Both {
     fn new() -> Self {
         let config = RelayConfig { session_burst: 1_000_000, ..RelayConfig::default() };
         let mut shard = Shard::new(Arc::new(config), 1);
-        (0..DEVICES).for_each(|device| shard.know(&name(device), None));
+        (0..DEVICES).for_each(|device| {
+            shard.know(&name(device), None);
+        });
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
         let origin = Instant::now();
         let model =
@@ -262,6 +267,11 @@ impl Both {
         self.model.sessions.len().checked_sub(back + 1)
     }
 
+    fn key(&mut self, session: usize) -> SessionKey {
+        let device = self.shard.know(&name(self.model.sessions[session].device), None);
+        SessionKey { device, number: session as u64 }
+    }
+
     fn call(&self, back: usize) -> Option<usize> {
         self.model.calls.len().checked_sub(back + 1)
     }
@@ -272,11 +282,10 @@ impl Both {
             Op::Open { device } => {
                 let number = self.model.sessions.len();
                 let opening = Opening {
-                    device: name(device),
                     id: SessionId::new(&format!("s{number}")).unwrap(),
                     resume: None,
                     info: TransportInfo::new("test"),
-                    key: SessionKey(number as u64),
+                    key: SessionKey { device: self.shard.know(&name(device), None), number: number as u64 },
                     handle: number,
                 };
                 self.shard.open(now, opening).unwrap();
@@ -288,7 +297,8 @@ impl Both {
                     return; // a transport that ended a session says no more of it
                 }
                 let device = self.model.sessions[session].device;
-                self.shard.attached(now, &name(device), SessionKey(session as u64));
+                let key = self.key(session);
+                self.shard.attached(now, key);
                 if self.model.current(session) {
                     self.model.devices[device].heard = Some(self.model.time);
                     self.model.sessions[session].attached = true;
@@ -298,8 +308,8 @@ impl Both {
             }
             Op::Detach { session } => {
                 let Some(session) = self.session(session) else { return };
-                let device = self.model.sessions[session].device;
-                self.shard.detached(now, &name(device), SessionKey(session as u64));
+                let key = self.key(session);
+                self.shard.detached(now, key);
                 if self.model.current(session) && self.model.sessions[session].attached {
                     self.model.sessions[session].attached = false;
                     self.model.sessions[session].window_ends = Some(self.model.time + WINDOW);
@@ -308,7 +318,8 @@ impl Both {
             Op::Heard { session } => {
                 let Some(session) = self.session(session) else { return };
                 let device = self.model.sessions[session].device;
-                self.shard.heard_on(now, &name(device), SessionKey(session as u64));
+                let key = self.key(session);
+                self.shard.heard_on(now, key);
                 if self.model.current(session) {
                     self.model.devices[device].heard = Some(self.model.time);
                     self.model.settle(device);
@@ -318,7 +329,8 @@ impl Both {
                 let Some(session) = self.session(session) else { return };
                 let device = self.model.sessions[session].device;
                 let reason = if lost { EndReason::Lost } else { EndReason::Goodbye };
-                self.shard.ended(now, &name(device), SessionKey(session as u64), reason);
+                let key = self.key(session);
+                self.shard.ended(now, key, reason);
                 if self.model.current(session) && !self.model.sessions[session].broken {
                     self.model.sessions[session].broken = true;
                     if lost && self.model.devices[device].online {
@@ -351,22 +363,29 @@ impl Both {
                 } else {
                     assert_eq!(asked, Ok(()));
                     let deadline = self.model.time + wait;
-                    self.model.calls.push(Call { device, deadline, sent: false, received: false, end: None });
+                    self.model.calls.push(Call {
+                        device,
+                        deadline,
+                        sent: false,
+                        received: false,
+                        end: None,
+                        ended_at: 0,
+                    });
                     let session = self.model.devices[device].session.expect("online means a session");
                     self.model.sessions[session].outbox.push(Item::Request(call));
                 }
             }
             Op::Take { session } => {
                 let Some(session) = self.session(session) else { return };
-                let device = self.model.sessions[session].device;
-                let taken =
-                    self.shard.take(&name(device), SessionKey(session as u64)).map(
-                        |envelope| match envelope {
-                            Envelope::Request { id, .. } => format!("request {id}"),
-                            Envelope::Cancel { id } => format!("cancel {id}"),
-                            other => panic!("{other:?}"),
-                        },
-                    );
+                if self.model.sessions[session].broken {
+                    return; // and takes nothing
+                }
+                let key = self.key(session);
+                let taken = self.shard.take(key).map(|envelope| match envelope {
+                    Envelope::Request { id, .. } => format!("request {id}"),
+                    Envelope::Cancel { id } => format!("cancel {id}"),
+                    other => panic!("{other:?}"),
+                });
                 let expected = (self.model.current(session)
                     && !self.model.sessions[session].outbox.is_empty())
                 .then(|| self.model.sessions[session].outbox.remove(0));
@@ -386,8 +405,8 @@ impl Both {
             }
             Op::Confirm { session, number } => {
                 let Some(session) = self.session(session) else { return };
-                let device = self.model.sessions[session].device;
-                self.shard.confirmed(&name(device), SessionKey(session as u64), number);
+                let key = self.key(session);
+                self.shard.confirmed(key, number);
                 if self.model.current(session) {
                     self.model.sessions[session]
                         .taken
@@ -415,6 +434,7 @@ impl Both {
                 self.model.settle(device);
                 let this = &self.model.calls[call];
                 let expected = match (&this.end, this.device == device) {
+                    (Some(_), _) if this.ended_at + REMEMBERED <= self.model.time => Disposition::Unknown,
                     (_, false) => Disposition::Forbidden,
                     (None, true) => Disposition::Accepted,
                     (Some(End::Answered), true) => Disposition::AlreadyAnswered,

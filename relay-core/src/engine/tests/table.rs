@@ -78,15 +78,14 @@ impl World {
     }
 
     fn try_open(&mut self, id: &str, resume: Option<&str>) -> Result<(SessionKey, bool), CloseReason> {
-        let key = SessionKey(self.next_key);
+        let key = SessionKey { device: self.shard.know(&device(), None), number: self.next_key };
         self.next_key += 1;
         let opening = Opening {
-            device: device(),
             id: sid(id),
             resume: resume.map(sid),
             info: TransportInfo::new("test").confirming(),
             key,
-            handle: key.0,
+            handle: key.number,
         };
         let opened = self.shard.open(self.now, opening);
         self.effects();
@@ -95,7 +94,7 @@ impl World {
 
     fn online(&mut self, id: &str) -> SessionKey {
         let (key, _) = self.try_open(id, None).unwrap();
-        self.shard.attached(self.now, &device(), key);
+        self.shard.attached(self.now, key);
         self.effects();
         key
     }
@@ -115,7 +114,7 @@ impl World {
 
     fn taken(&mut self, key: SessionKey) -> Vec<String> {
         let mut taken = vec![];
-        while let Some(envelope) = self.shard.take(&device(), key) {
+        while let Some(envelope) = self.shard.take(key) {
             taken.push(match envelope {
                 Envelope::Request { id, .. } => format!("request {id}"),
                 Envelope::Cancel { id } => format!("cancel {id}"),
@@ -123,7 +122,7 @@ impl World {
                 other => format!("{other:?}"),
             });
         }
-        assert!(self.shard.pumped(&device(), key));
+        assert!(self.shard.pumped(key));
         taken
     }
 
@@ -134,12 +133,12 @@ impl World {
     }
 
     fn ended(&mut self, key: SessionKey, reason: EndReason) {
-        self.shard.ended(self.now, &device(), key, reason);
+        self.shard.ended(self.now, key, reason);
         self.effects();
     }
 
     fn detached(&mut self, key: SessionKey) {
-        self.shard.detached(self.now, &device(), key);
+        self.shard.detached(self.now, key);
         self.effects();
     }
 
@@ -197,8 +196,8 @@ fn l1_the_error_says_how_far_it_came() {
     world.ask(1, 5).unwrap();
     world.ask(2, 5).unwrap();
     world.ask(3, 5).unwrap();
-    assert!(world.shard.take(&device(), key).is_some());
-    assert!(world.shard.take(&device(), key).is_some());
+    assert!(world.shard.take(key).is_some());
+    assert!(world.shard.take(key).is_some());
     world.shard.received(&device(), &rid(2));
     world.shard.received(&device(), &rid(3));
     world.after(secs(5));
@@ -253,7 +252,7 @@ fn p2_a_broken_connection_leaves_it_online_for_the_resume_window() {
     assert_eq!(world.state(), State::Offline);
     assert_eq!(world.errors(), [(1, RequestError::DeviceOffline)], "it waited in the outbox, unsent");
     assert_eq!(world.ask(2, 30), Err(RequestError::DeviceOffline));
-    world.shard.attached(world.now, &device(), key);
+    world.shard.attached(world.now, key);
     world.effects();
     assert_eq!(world.presence, [(State::Online, 1), (State::Offline, 1), (State::Online, 1)]);
 }
@@ -270,7 +269,7 @@ fn p2_a_lost_session_lingers_for_the_resume_window() {
     world.ask(2, 30).unwrap();
     let (second, resumed) = world.try_open("s2", Some("s1")).unwrap();
     assert!(resumed);
-    world.shard.attached(world.now, &device(), second);
+    world.shard.attached(world.now, second);
     assert_eq!(world.taken(second), ["request r1", "request r2"], "what was unconfirmed goes first");
     assert_eq!(world.state(), State::Online);
     assert_eq!(world.presence, [(State::Online, 1)], "never shown offline");
@@ -296,7 +295,7 @@ fn p2_silence_is_offline_after_the_presence_timer() {
     let mut world = World::new();
     let key = world.online("s1");
     world.after(secs(119));
-    world.shard.heard_on(world.now, &device(), key);
+    world.shard.heard_on(world.now, key);
     world.after(secs(119));
     assert_eq!(world.state(), State::Online);
     world.after(secs(1));
@@ -328,12 +327,12 @@ fn p6_a_second_session_takes_over_with_what_is_in_flight() {
     world.ask(1, 30).unwrap();
     world.ask(2, 30).unwrap();
     world.taken(first);
-    world.shard.confirmed(&device(), first, 1);
+    world.shard.confirmed(first, 1);
     world.ask(3, 30).unwrap();
     let (second, resumed) = world.try_open("s2", None).unwrap();
     assert!(!resumed);
-    assert_eq!(world.closed, [(first.0, CloseReason::Replaced)]);
-    world.shard.attached(world.now, &device(), second);
+    assert_eq!(world.closed, [(first.number, CloseReason::Replaced)]);
+    world.shard.attached(world.now, second);
     world.effects();
     assert_eq!(world.taken(second), ["request r2", "request r3"], "r1 was confirmed: the device has it");
     for n in 1..=3 {
@@ -350,7 +349,7 @@ fn t9_a_late_end_of_the_loser_changes_nothing() {
         world.ended(first, reason);
     }
     world.detached(first);
-    world.shard.confirmed(&device(), first, 99);
+    world.shard.confirmed(first, 99);
     world.after(secs(11));
     assert_eq!(world.state(), State::Online);
     assert_eq!(world.presence, [(State::Online, 1)]);
@@ -366,9 +365,9 @@ fn a_session_is_resumed_only_by_its_own_id() {
     world.ended(first, EndReason::Lost);
     let (second, resumed) = world.try_open("s2", Some("another")).unwrap();
     assert!(!resumed);
-    assert!(world.shard.resume(&device(), second, &sid("s1")), "asked within the session");
-    assert!(world.shard.resume(&device(), second, &sid("s1")), "asked again");
-    assert!(!world.shard.resume(&device(), first, &sid("s1")), "from a session that is over");
+    assert!(world.shard.resume(second, &sid("s1")), "asked within the session");
+    assert!(world.shard.resume(second, &sid("s1")), "asked again");
+    assert!(!world.shard.resume(first, &sid("s1")), "from a session that is over");
     for id in ["s1", "s2"] {
         assert!(world.shard.alive(world.now, &device(), &sid(id)));
     }
@@ -467,7 +466,7 @@ fn l2_a_relay_that_stops_ends_every_call_and_every_session() {
     let reason = CloseReason::Drain { retry_after: secs(3) };
     world.shard.close_sessions(reason);
     world.effects();
-    assert_eq!(world.closed, [(key.0, reason)]);
+    assert_eq!(world.closed, [(key.number, reason)]);
 }
 
 #[test]
@@ -488,6 +487,6 @@ fn i9_nothing_stays_behind() {
     assert!(world.shard.pending.is_empty());
     assert_eq!(world.shard.wake_at(), None);
     assert_eq!(world.shard.sessions(), 0);
-    let known = &world.shard.devices[&device()];
+    let known = &world.shard.devices[0];
     assert!(known.in_flight.is_empty() && known.resend.is_empty() && known.session.is_none());
 }
