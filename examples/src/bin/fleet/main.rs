@@ -54,9 +54,6 @@ struct Options {
     /// Where to put the numbers as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Measures the bare forwarder alone.
-    #[arg(long)]
-    bare: bool,
 }
 
 /// The whole of it is over by then, or has failed.
@@ -99,32 +96,27 @@ async fn all_runs(options: &Options, local: &LocalSet) -> Result<(Vec<Run>, Vec<
     let scratch = Scratch::new()?;
     let data = scratch.0.join("data");
 
+    let start = Instant::now();
+    std::fs::create_dir_all(&data).map_err(|error| error.to_string())?;
+    let server = Server::relay(&relay, &data).await?;
+    let key = enrol::administrator(&data)?;
+    let mut enrolled = enrol::enrol(server.address, &key, options.devices).await?;
+    drop(server);
+    eprintln!("enrolled {} devices in {:.0?}", enrolled.len(), start.elapsed());
+    let mut anonymous = enrolled.clone();
+
     let (mut of_relay, mut of_bare) = (Vec::new(), Vec::new());
-    let anonymous: Vec<_> =
-        (0..options.devices).map(|n| wire::Device::new(&format!("device-{n}"), "", "localhost")).collect();
-    let mut enrolled = None;
     for number in 1..=options.runs {
-        if !options.bare {
-            if enrolled.is_none() {
-                let start = Instant::now();
-                std::fs::create_dir_all(&data).map_err(|error| error.to_string())?;
-                let server = Server::relay(&relay, &data).await?;
-                let key = enrol::administrator(&data)?;
-                let devices = enrol::enrol(server.address, &key, options.devices).await?;
-                eprintln!("enrolled {} devices in {:.0?}", devices.len(), start.elapsed());
-                enrolled = Some((key, devices));
-            }
-            // A fresh process, so that what enrolment left on the heap is not counted, or reused.
-            let server = Server::relay(&relay, &data).await?;
-            if let Some((key, devices)) = &mut enrolled {
-                let target = Target::Relay { key: key.clone() };
-                let run = one_run(options, &server, target, devices, local).await?;
-                eprintln!("run {number}, relay: {run:.1?}");
-                of_relay.push(run);
-            }
-        }
+        // A fresh process each time, so that what enrolment left on the heap is not counted, or reused.
+        let server = Server::relay(&relay, &data).await?;
+        let target = Target::Relay { key: key.clone() };
+        let run = one_run(options, &server, target, &mut enrolled, local).await?;
+        eprintln!("run {number}, relay: {run:.1?}");
+        of_relay.push(run);
+        drop(server);
+
         let server = Server::bare(&folder.join("bare-forwarder"))?;
-        let run = one_run(options, &server, Target::Bare, &mut anonymous.clone(), local).await?;
+        let run = one_run(options, &server, Target::Bare, &mut anonymous, local).await?;
         eprintln!("run {number}, bare forwarder: {run:.1?}");
         of_bare.push(run);
     }
