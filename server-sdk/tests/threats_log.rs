@@ -78,6 +78,19 @@ async fn t43_t44_hostile_names_stay_on_their_line_and_secrets_in_nobodys_log() {
     ] {
         outputs.push(rig.get(path, &key).await);
     }
+    let long = "%1b".repeat(2_000);
+    for path in [
+        "/v1/devices?LONG=1",
+        "/v1/devices?state=LONG",
+        "/v1/devices?limit=LONG",
+        "/v1/devices/LONG",
+        "/LONG",
+    ] {
+        let got = rig.get(&path.replace("LONG", &long), &key).await;
+        assert!(got.body.len() < 1_500, "{got:?}");
+        outputs.push(got);
+    }
+    outputs.push(rig.call(&"X".repeat(4_000), "/v1/devices", &key, &[], b"").await);
     let bad_status = [("relay-status", "x y\u{7f}z")];
     outputs.push(rig.call("POST", "/v1/requests/x/response", &device.token, &bad_status, b"").await);
     let csv = format!("device_id,name\n\"{evil}\",x\n");

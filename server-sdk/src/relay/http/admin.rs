@@ -17,7 +17,7 @@ use super::{
     import::{self, LineError, MAX_ERRORS},
     inquiry::rfc3339,
     json as json_reply,
-    problem::{Code, Problem},
+    problem::{Code, Problem, shown},
     text_of,
 };
 use crate::relay::auth::{EnrolError, NewKeyError};
@@ -66,7 +66,7 @@ pub(super) async fn import(call: Call) -> Result<Reply, Problem> {
         "text/csv" => import::csv,
         "application/x-ndjson" | "application/ndjson" | "application/jsonl" => import::ndjson,
         other => {
-            let words = format!("a device table is text/csv or application/x-ndjson, not {other:?}");
+            let words = format!("a device table is text/csv or application/x-ndjson, not {}", shown(other));
             return Err(Problem::new(Code::UnsupportedMediaType, words).closing());
         }
     };

@@ -20,7 +20,7 @@ use super::{
     App, Call, RELAY_OUTCOME, RELAY_REQUEST_ID, access,
     body::{self, Reply, ReplyBody},
     expect_json, now,
-    problem::{Code, Problem},
+    problem::{Code, Problem, shown},
     route::{Query, Target},
     text_of,
 };
@@ -356,7 +356,8 @@ impl Options {
             None | Some("now") => {}
             Some(other) => {
                 return Err(Problem::bad(format!(
-                    "deliver={other:?} is not something that this relay does; now is"
+                    "deliver={} is not something that this relay does; now is",
+                    shown(other)
                 )));
             }
         }

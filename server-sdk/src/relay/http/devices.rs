@@ -20,7 +20,7 @@ use super::{
     Call, RELAY_STATUS, access,
     body::{self, Reply},
     empty, expect_json, inquiry, json,
-    problem::{Code, Problem},
+    problem::{Code, Problem, shown},
 };
 use crate::relay::auth::EnrolError;
 
@@ -126,7 +126,7 @@ impl Told {
         let status = match call.header(&RELAY_STATUS)? {
             None => Status::Ok,
             Some(code) => Status::parse(code)
-                .map_err(|_| Problem::bad(format!("Relay-Status has {code:?}, which is no code")))?,
+                .map_err(|_| Problem::bad(format!("Relay-Status has {}, which is no code", shown(code))))?,
         };
         let content_type = call.header(&header::CONTENT_TYPE)?.map(str::to_owned);
         Ok(Self { device, status, content_type })

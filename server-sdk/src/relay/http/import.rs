@@ -11,6 +11,8 @@ use relay_core::{
 };
 use serde_json::Value;
 
+use super::problem::shown;
+
 /// What is wrong in one line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LineError {
@@ -75,10 +77,10 @@ fn columns(record: &csv::StringRecord) -> Result<Vec<String>, String> {
     let columns: Vec<String> = record.iter().map(str::to_ascii_lowercase).collect();
     for (at, column) in columns.iter().enumerate() {
         if !COLUMNS.contains(&&**column) {
-            return Err(format!("the header line has {column:?}; columns are {}", COLUMNS.join(", ")));
+            return Err(format!("the header line has {}; columns are {}", shown(column), COLUMNS.join(", ")));
         }
         if columns[..at].contains(column) {
-            return Err(format!("the header line has {column:?} twice"));
+            return Err(format!("the header line has {} twice", shown(column)));
         }
     }
     if !columns.iter().any(|column| column == COLUMNS[0]) {
@@ -122,7 +124,7 @@ fn fields(line: &[u8]) -> Result<Fields, String> {
             let texts = texts.ok_or_else(|| "accounts is not an array of strings".to_owned())?;
             // A semicolon is in no account's ID; one inside would make two of it.
             match texts.iter().find(|text| text.contains(';')) {
-                Some(text) => Err(format!("accounts has {text:?}, which is no account ID")),
+                Some(text) => Err(format!("accounts has {}, which is no account ID", shown(text))),
                 None => Ok((name, texts.join(";"))),
             }
         }
@@ -197,11 +199,6 @@ fn prepared(fields: Fields) -> Result<Prepared, String> {
     let mut prepared = Prepared::new(device.ok_or("has no device_id")?).with_settings(settings);
     prepared.accounts = accounts;
     Ok(prepared)
-}
-
-/// A name from the table as it may stand in an error: escaped and cut (T43).
-fn shown(name: &str) -> String {
-    format!("{:?}", name.chars().take(64).collect::<String>())
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::{
     Call, access,
     body::Reply,
     json as json_reply,
-    problem::Problem,
+    problem::{Problem, shown},
     route::{Query, Target},
 };
 use crate::relay::{auth::Action, directory::FindError};
@@ -120,14 +120,22 @@ impl Filter {
             Some("offline") => Some(State::Offline),
             Some("asleep") => Some(State::Asleep),
             Some(other) => {
-                return Err(Problem::bad(format!("state is {other:?}; it may be online, offline or asleep")));
+                return Err(Problem::bad(format!(
+                    "state is {}; it may be online, offline or asleep",
+                    shown(other)
+                )));
             }
         };
         let limit = match given.take("limit")? {
             None => PAGE,
             Some(limit) => match limit.parse() {
                 Ok(limit) if (1..=MAX_PAGE).contains(&limit) => limit,
-                _ => return Err(Problem::bad(format!("limit is {limit:?}; it may be 1 to {MAX_PAGE}"))),
+                _ => {
+                    return Err(Problem::bad(format!(
+                        "limit is {}; it may be 1 to {MAX_PAGE}",
+                        shown(&limit)
+                    )));
+                }
             },
         };
         let cursor = given.take("cursor")?;

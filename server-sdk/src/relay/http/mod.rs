@@ -51,7 +51,7 @@ use self::{
     link::Order,
     metrics::Metrics,
     peer::Peer,
-    problem::{Code, Problem},
+    problem::{Code, Problem, shown},
     route::Route,
 };
 use crate::relay::{auth::Auth, config::HttpLimits, directory::Directory};
@@ -146,8 +146,12 @@ impl Service<http::Request<Incoming>> for Edge {
         self.place.link.busy();
         let (parts, body) = request.into_parts();
         let path = parts.uri.path();
-        let span =
-            tracing::debug_span!("http.request", peer = %self.place.link.peer, method = %parts.method, ?path);
+        let span = tracing::debug_span!(
+            "http.request",
+            peer = %self.place.link.peer,
+            method = shown(parts.method.as_str()),
+            path = shown(path),
+        );
         let answer = self.route(parts, body);
         // Most relays run without it, and then it costs nothing.
         if span.is_disabled() { answer } else { Box::pin(answer.instrument(span)) }
@@ -264,8 +268,11 @@ fn expect_json(headers: &http::HeaderMap) -> Result<(), Problem> {
     if essence.eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
-    Err(Problem::new(Code::UnsupportedMediaType, format!("application/json is wanted here, not {essence:?}"))
-        .closing())
+    Err(Problem::new(
+        Code::UnsupportedMediaType,
+        format!("application/json is wanted here, not {}", shown(essence)),
+    )
+    .closing())
 }
 
 /// An answer in JSON.

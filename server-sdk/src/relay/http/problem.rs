@@ -299,6 +299,11 @@ impl Problem {
     }
 }
 
+/// What a caller wrote, as it may stand in an error: escaped and cut (T43).
+pub(super) fn shown(text: &str) -> String {
+    format!("{:?}", text.chars().take(128).collect::<String>())
+}
+
 fn seconds_up(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0 || duration.is_zero())
 }

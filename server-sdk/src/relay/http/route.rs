@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use http::Method;
 use relay_core::ids::{AccountId, DeviceId, KeyId, ObjectId, RequestId};
 
-use super::problem::{Code, Problem};
+use super::problem::{Code, Problem, shown};
 
 /// Who a call is for: a device by its ID, or the one that an account has (Q5).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -225,7 +225,8 @@ impl Query {
             let key = plain(key)?;
             if SECRETS.iter().any(|secret| key.eq_ignore_ascii_case(secret)) {
                 return Err(Problem::bad(format!(
-                    "the query has {key:?}: a secret does not belong in a URL, send it as Authorization: Bearer"
+                    "the query has {}: a secret does not belong in a URL, send it as Authorization: Bearer",
+                    shown(&key)
                 )));
             }
             pairs.push((key, plain(value)?));
@@ -246,7 +247,7 @@ impl Query {
         let mut values = self.take_all(key);
         match values.len() {
             0 | 1 => Ok(values.pop().filter(|value| !value.is_empty())),
-            _ => Err(Problem::bad(format!("the query has {key:?} more than once"))),
+            _ => Err(Problem::bad(format!("the query has {} more than once", shown(key)))),
         }
     }
 
@@ -254,7 +255,9 @@ impl Query {
     pub(super) fn finish(self) -> Result<(), Problem> {
         match self.0.first() {
             None => Ok(()),
-            Some((key, _)) => Err(Problem::bad(format!("the query has {key:?}, which means nothing here"))),
+            Some((key, _)) => {
+                Err(Problem::bad(format!("the query has {}, which means nothing here", shown(key))))
+            }
         }
     }
 }
