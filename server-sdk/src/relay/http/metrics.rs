@@ -183,4 +183,17 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
     }
+
+    #[test]
+    fn every_metric_is_in_the_manual() {
+        let manual = include_str!("../../../../docs/http.md");
+        let text = Metrics::default().text(&Gauges::default());
+        for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+            let name = line.split(' ').next().unwrap();
+            assert!(
+                manual.contains(&format!("`{name}`")) || manual.contains(&format!("`{name}{{")),
+                "{name} is not in docs/http.md"
+            );
+        }
+    }
 }
