@@ -8,7 +8,7 @@ pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// How a device returns to a relay that it lost.
 ///
 /// Every wait is a random part of a window (full jitter) from the very first retry on: ten thousand devices that lose
-/// their relay in the same instant must not come back in the same instant.
+/// their relay in the same instant must not come back in the same instant. Windows are 1 ms to 1 h.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ReconnectConfig {

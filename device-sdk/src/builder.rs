@@ -7,7 +7,7 @@ use tokio::sync::{Mutex, broadcast, mpsc, watch};
 
 use crate::{
     agent::{Agent, AgentConfig, Known, OnQuiet},
-    backoff::ReconnectConfig,
+    backoff::{MAX_RETRY_AFTER, ReconnectConfig},
     device::{Device, Inner},
     error::{StartError, StateError},
     event::{BACKLOG, Event, SessionState},
@@ -269,10 +269,13 @@ impl Builder {
         if !(1..=MAX_CONCURRENCY).contains(&self.concurrency) {
             return Err(StartError::Setting { setting: "concurrency", bounds: "1 to 1,024" });
         }
-        if self.reconnect.first.is_zero() || self.reconnect.longest < self.reconnect.first {
+        let ReconnectConfig { first, longest, stable_after, replaced, refused } = self.reconnect;
+        let windows = Duration::from_millis(1)..=MAX_RETRY_AFTER;
+        let in_bounds = [first, longest, replaced, refused].iter().all(|window| windows.contains(window));
+        if !in_bounds || longest < first || stable_after > MAX_KEEPALIVE {
             return Err(StartError::Setting {
                 setting: "reconnect",
-                bounds: "more than nothing, and rising",
+                bounds: "windows of 1 ms to 1 h, the longest not below the first, and stable after at most 24 h",
             });
         }
         Ok(())

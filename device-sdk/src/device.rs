@@ -17,6 +17,8 @@ use crate::{
     state::State,
 };
 
+const MAX_GRACE: Duration = Duration::from_secs(3600);
+
 /// A device that is running. Cheap to clone; all clones are one. Dropping the last one ends it.
 #[derive(Debug, Clone)]
 pub struct Device(Arc<Inner>);
@@ -153,12 +155,13 @@ impl Device {
         self.send(Command::Enroll(Secret::new(pin))).await
     }
 
-    /// Takes no new requests, gives handlers at work and answers on their way up to `grace`, says goodbye to the relay
-    /// and resolves when all of that is over.
+    /// Takes no new requests, gives handlers at work and answers on their way up to `grace` (an hour at most), says
+    /// goodbye to the relay and resolves when all of that is over.
     ///
     /// # Cancel safety
     /// Dropped, the device shuts down all the same.
     pub async fn shutdown(&self, grace: Duration) {
+        let grace = grace.min(MAX_GRACE);
         let _ = self.send(Command::Shutdown { grace }).await;
         self.closed().await;
     }

@@ -12,8 +12,8 @@ use std::{
 use async_trait::async_trait;
 use device_sdk::{
     Body, Builder, Context, Device, DeviceId, Event, Events, HandlerError, HttpError, HttpErrorKind, Method,
-    ObjectId, OnlineError, Registration, RelayHttp, Request, RequestId, RespondBy, Response, Router,
-    SessionState, Set, StartError, Verdict,
+    ObjectId, OnlineError, ReconnectConfig, Registration, RelayHttp, Request, RequestId, RespondBy, Response,
+    Router, SessionState, Set, StartError, Verdict,
 };
 use relay_core::{
     Call, Relay,
@@ -537,11 +537,12 @@ async fn k2_shutting_down_lets_what_is_at_work_finish() {
             async move { world.get("slow").await }
         });
         begun.notified().await;
-        device.shutdown(Duration::from_secs(10)).await;
+        device.shutdown(Duration::MAX).await;
         assert_eq!(asking.await.unwrap().unwrap(), "ok done");
         assert_eq!(device.session_state(), SessionState::Stopped);
         assert!(device.set_maintenance(true).await.is_err());
         assert_eq!(device.online().await, Err(OnlineError::Stopped));
+        device.shutdown(Duration::MAX).await;
     }
 }
 
@@ -606,6 +607,12 @@ async fn what_cannot_be_is_said_at_the_start() {
     assert!(matches!(
         build().keepalive(Duration::from_millis(999)).start().await,
         Err(StartError::Setting { setting: "keepalive", .. })
+    ));
+    let mut reconnect = ReconnectConfig::default();
+    reconnect.longest = Duration::MAX;
+    assert!(matches!(
+        build().reconnect(reconnect).start().await,
+        Err(StartError::Setting { setting: "reconnect", .. })
     ));
     assert!(matches!(build().concurrency(0).start().await, Err(StartError::Setting { .. })));
     let twice = Router::new().get("a", || async { Ok(1) }).get("a", || async { Ok(2) });
