@@ -277,6 +277,29 @@ async fn an_owner_that_stays_full_loses_the_session_and_hears_of_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_goodbye_to_an_owner_that_is_full_arrives_after_what_was_said_before_it() {
+    let mut bench = Bench::new();
+    let (mut client, owner) = bench.bind("dev1", TERMS).await;
+    owner.set_full(true);
+    let mut a = bench.post(client.next(&received("a")));
+    assert_held(&mut a);
+    let _b = bench.post(client.next_with("type='terminate'", &received("b")));
+    assert!(at_once(&mut a).contains("type='terminate'"));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    owner.set_full(false);
+    assert_eq!(owner.receive(2).await.len(), 2);
+    assert_eq!(owner.ended().await, EndReason::Goodbye);
+    // And one that never takes anything hears of the end all the same.
+    let (mut client, owner) = bench.bind("dev1", TERMS).await;
+    owner.set_full(true);
+    drop(bench.post(client.next_with("type='terminate'", &received("c"))));
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(owner.ended().await, EndReason::Goodbye);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(bench.manager.sessions(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_that_nobody_listens_for_is_a_resource_constraint() {
     let mut bench = Bench::with(|config| config.knocks = 1);
     let mut one = bench.authenticate("dev1", TERMS).await;

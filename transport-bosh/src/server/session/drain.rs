@@ -41,7 +41,11 @@ impl Session {
                 // Answers go out nevertheless; what is to be done waits for the owner.
                 state.machine.settle(now);
                 state.absorb(now);
-                break;
+                if state.stuck.is_some() {
+                    break;
+                }
+                // The session ended just now, and its owner is to hear of it soon.
+                continue;
             }
             if state.events.is_empty() {
                 state.machine.settle(now);
@@ -162,7 +166,9 @@ impl Session {
         let Some(manager) = self.manager.upgrade() else { return };
         let ping = ping_after(&manager).filter(|at| *at > now());
         let again = state.stuck.map(|stuck| stuck.again);
-        let wanted = [state.machine.wake_at(), state.deadline, state.tombstone, again, ping];
+        // While the owner is still to hear of the end, that is what to wake for.
+        let forget = state.tombstone.filter(|_| again.is_none());
+        let wanted = [state.machine.wake_at(), state.deadline, forget, again, ping];
         let wanted = wanted.into_iter().flatten().min();
         // A timer that goes off early is set anew then: moving it at each request would cost more.
         let keep = match (state.timer, wanted) {
