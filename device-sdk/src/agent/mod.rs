@@ -78,6 +78,8 @@ pub(crate) struct Agent {
     running: Option<Running>,
     attempts: Attempt,
     has_token: bool,
+    /// The token was refused, and there is a PIN: enroll anew. If that fails, the token is still the best there is.
+    enroll_anew: bool,
     has_pin: bool,
     registered: bool,
     /// Online only: when what could not be registered is tried again.
@@ -100,6 +102,7 @@ impl Agent {
             running: None,
             attempts: 0,
             has_token: known.has_token,
+            enroll_anew: false,
             has_pin: known.has_pin,
             registered: false,
             register_at: None,
@@ -122,7 +125,7 @@ impl Agent {
             Input::Pin => {
                 self.has_pin = true;
                 if matches!(self.phase, Phase::Refused | Phase::Waiting { refused: true, .. }) {
-                    self.has_token = false;
+                    self.enroll_anew = true;
                     self.refused = 0;
                     self.next_step(now);
                 }
@@ -274,7 +277,7 @@ impl Agent {
             self.phase = Phase::Working;
             self.tell(SessionState::Starting);
         }
-        if !self.has_token {
+        if !self.has_token || self.enroll_anew {
             self.run(now, Op::Enroll, within);
         } else if !self.registered {
             self.run(now, Op::Register, within);
@@ -299,7 +302,7 @@ impl Agent {
         let Some(step) = running.step else { return };
         match result {
             Ok(Done::Enrolled) => {
-                (self.has_token, self.has_pin) = (true, false);
+                (self.has_token, self.has_pin, self.enroll_anew) = (true, false, false);
                 self.event(Event::Enrolled);
                 self.next_step(now);
             }
@@ -415,7 +418,7 @@ impl Agent {
     /// The credential was not accepted. A PIN is never shown twice: five wrong tries would void a good one.
     fn refuse(&mut self, now: Instant, step: Step, words: Box<str>) {
         if step == Step::Enroll {
-            self.has_pin = false;
+            (self.has_pin, self.enroll_anew) = (false, false);
         }
         if !self.has_token {
             self.phase = Phase::Refused;
@@ -425,7 +428,7 @@ impl Agent {
         }
         if self.has_pin {
             // A token from before, and a PIN that was not tried: the device was enrolled anew.
-            self.has_token = false;
+            self.enroll_anew = true;
             self.event(Event::CredentialRefused { step, words, retry_in: Some(Duration::ZERO) });
             return self.next_step(now);
         }

@@ -353,6 +353,11 @@ fn x1_a_refused_token_gives_way_to_a_pin_that_was_not_tried() {
     rig.input(Input::Maintenance(true));
     let outputs = rig.done(Err(failure(FailureKind::Refused)));
     assert_eq!(outputs, [Output::Run(rig.attempt, Op::Enroll)]);
+    // A PIN from the device's first days: the token is still the best there is.
+    assert_eq!(rig.done(Err(failure(FailureKind::Refused))), []);
+    assert_eq!(rig.state, SessionState::Refused);
+    let outputs = rig.wake();
+    assert_eq!(outputs, [Output::Run(rig.attempt, Op::Register)]);
 }
 
 #[test]
@@ -430,6 +435,8 @@ struct Model {
     maintenance: bool,
     stopped: bool,
     has_token: bool,
+    /// The token was refused since it was last taken.
+    token_refused: bool,
     has_pin: bool,
     running: Option<(Attempt, Op)>,
     session: Option<(Attempt, Instant)>,
@@ -444,7 +451,10 @@ impl Model {
                     assert!(self.maintenance && !self.stopped, "{op:?} while off");
                     assert!(self.running.is_none(), "{op:?} beside {:?}", self.running);
                     match op {
-                        Op::Enroll => assert!(!self.has_token && self.has_pin && self.session.is_none()),
+                        Op::Enroll => {
+                            assert!(self.has_pin && self.session.is_none());
+                            assert!(!self.has_token || self.token_refused, "a good token needs no PIN");
+                        }
                         Op::Register => assert!(self.has_token),
                         Op::Connect { deadline, .. } => {
                             assert!(self.has_token && self.session.is_none() && self.registered_once);
@@ -551,10 +561,6 @@ proptest! {
                 Move::Register => rig.input(Input::Register),
                 Move::Pin => {
                     model.has_pin = true;
-                    // Told to try a new PIN after a refusal, the agent gives its token up.
-                    if matches!(rig.state, SessionState::Refused) {
-                        model.has_token = false;
-                    }
                     rig.input(Input::Pin)
                 }
                 Move::Succeed(flag) => match model.running.take() {
@@ -568,7 +574,7 @@ proptest! {
                     Some((attempt, op)) => {
                         let done = match op {
                             Op::Enroll => {
-                                (model.has_token, model.has_pin) = (true, false);
+                                (model.has_token, model.has_pin, model.token_refused) = (true, false, false);
                                 Done::Enrolled
                             }
                             Op::Register => {
@@ -593,10 +599,7 @@ proptest! {
                         Op::Register if kind == FailureKind::Rejected => model.registered_once = true,
                         _ => {}
                     }
-                    let gives_up = refused && model.session.is_none() && model.has_pin && !matches!(op, Op::Enroll);
-                    if gives_up {
-                        model.has_token = false;
-                    }
+                    model.token_refused |= refused && !matches!(op, Op::Enroll);
                     let retry_after = retry_after.map(Duration::from_secs);
                     rig.input(Input::Done(attempt, Err(Failure { retry_after, ..failure(kind) })))
                 }
@@ -609,9 +612,7 @@ proptest! {
                 }
                 Move::Ended(reason) => {
                     let Some((attempt, _)) = model.session.take() else { continue };
-                    if reason == EndReason::Revoked && model.has_pin {
-                        model.has_token = false;
-                    }
+                    model.token_refused |= reason == EndReason::Revoked;
                     rig.input(Input::Ended(attempt, reason))
                 }
                 Move::Pass(seconds) => {

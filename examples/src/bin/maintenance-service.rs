@@ -31,7 +31,7 @@ struct Options {
     #[arg(long, env = "RELAY_ACCOUNT")]
     account: Option<AccountId>,
     /// Seconds from one round to the next.
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     every: u64,
     /// One round, and end.
     #[arg(long)]
