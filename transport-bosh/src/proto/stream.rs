@@ -30,6 +30,9 @@ use crate::wire::{
 
 /// The longest resource that a client may choose, in bytes.
 const MAX_RESOURCE: usize = 128;
+/// The longest `id` of a stanza, in bytes. It is sent back, up to six times as long where it must be escaped, and an
+/// answer must stay within the bounds of what peers take.
+const MAX_STANZA_ID: usize = 1_024;
 /// The resource of a client that chooses none. A device has one session, so that it needs to tell nothing apart.
 const DEFAULT_RESOURCE: &str = "device";
 
@@ -82,7 +85,7 @@ pub enum StreamError {
     InvalidFrom,
     /// Stanzas before log-in, or the credential no longer holds.
     NotAuthorized,
-    /// Too many failures to log in.
+    /// Too many failures to log in, or something out of bounds.
     PolicyViolation,
     /// Not a stanza.
     UnsupportedStanzaType,
@@ -190,6 +193,9 @@ impl XmppStream {
 
     /// An element from the client.
     pub fn element(&mut self, element: &Element, now: Instant) {
+        if element.attr("id").is_some_and(|id| id.len() > MAX_STANZA_ID) {
+            return self.fail(StreamError::PolicyViolation);
+        }
         match &self.state {
             State::Over => {}
             State::Mechanisms(_) if *element.namespace() == ns::SASL => self.sasl(element),
@@ -372,6 +378,9 @@ impl XmppStream {
     }
 
     fn fail(&mut self, error: StreamError) {
+        if matches!(self.state, State::Over) {
+            return;
+        }
         self.state = State::Over;
         self.outputs.push_back(StreamOutput::Fail(error));
     }

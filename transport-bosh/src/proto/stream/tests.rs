@@ -521,3 +521,13 @@ fn requests_are_iqs_and_everything_else_travels_in_messages() {
         Envelope::Request { id: RequestId::new("r1").unwrap(), request: too_large.into(), deadline: now() };
     assert!(stream.encode(&too_large, now()).is_none());
 }
+
+#[test]
+fn an_id_that_is_sent_back_is_bounded() {
+    let ping = |id: &str| {
+        format!("<iq id=\"{id}\" type='get' xmlns='jabber:client'><ping xmlns='urn:xmpp:ping'/></iq>")
+    };
+    let answer = say(&mut bound(), &ping(&"'".repeat(1_024))).remove(0);
+    assert_eq!(element(&answer).attr("id").map(str::len), Some(1_024));
+    assert_eq!(say(&mut bound(), &ping(&"'".repeat(1_025))), ["fail policy-violation"]);
+}
