@@ -528,3 +528,51 @@ async fn two_threads_on_one_session_keep_its_order() {
     assert!(rids.is_sorted() && rids.len() == ROUNDS, "{rids:?}");
     assert_eq!(owner.unread(), 0, "each once");
 }
+
+#[test]
+fn what_a_host_holds_for_a_held_request_is_small_and_may_go_anywhere() {
+    fn goes_anywhere<T: Send + 'static>() -> usize {
+        size_of::<T>()
+    }
+    assert!(goes_anywhere::<transport_bosh::server::Exchange>() <= 32);
+}
+
+/// An owner that holds its own push half, as owners do, and never lets go of it.
+#[derive(Debug)]
+struct Keeper {
+    push: Mutex<Option<Box<dyn Push>>>,
+    _alive: Arc<()>,
+}
+
+impl Inbound for Keeper {
+    fn envelope(&self, _: Envelope) -> Result<(), Full> {
+        Ok(())
+    }
+    fn alive(&self) {}
+    fn confirmed(&self, _: u64) {}
+    fn attached(&self) {}
+    fn detached(&self) {}
+    fn resume(&self, _: &SessionId) -> bool {
+        false
+    }
+    fn ended(&self, _: EndReason) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn t36_a_session_that_is_over_leaves_nothing_behind() {
+    let mut bench = Bench::new();
+    let mut client = bench.authenticate("dev1", TERMS).await;
+    let binding = bench.post(client.next(BIND));
+    let Session { id, mut push, .. } = bench.accept().await;
+    let alive = Arc::new(());
+    let keeper = Arc::new(Keeper { push: Mutex::new(None), _alive: Arc::clone(&alive) });
+    push.start(Started::new(id, false, Arc::clone(&keeper) as Arc<dyn Inbound>));
+    *keeper.push.lock().unwrap() = Some(push);
+    drop(keeper);
+    text(binding.await);
+    assert_eq!(Arc::strong_count(&alive), 2, "the session keeps its owner");
+    drop(bench.post(client.next_with("type='terminate'", "")));
+    assert_eq!(Arc::strong_count(&alive), 1, "owner and session held each other");
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(bench.manager.sessions(), 0);
+}

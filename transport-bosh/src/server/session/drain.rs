@@ -70,6 +70,11 @@ impl Session {
         }
         self.leave_the_door(&mut state);
         self.set_timer(&mut state);
+        // An owner that heard of the end is let go of: it may hold the push half, and that holds the session.
+        let heard = state.machine.is_over() && state.events.is_empty();
+        let owner = state.inbound.take_if(|_| heard);
+        drop(state);
+        drop(owner);
     }
 
     /// Does `events` in order; what is left if the owner took no more.
