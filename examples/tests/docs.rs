@@ -131,7 +131,9 @@ fn links_between_documents_lead_somewhere() {
 fn architecture_points_at_what_is_there() {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("the document is there");
     let mut wrong = Vec::new();
-    for word in text.split('`').skip(1).step_by(2).filter(|word| word.contains("/src/") && !word.contains(' ')) {
+    for word in
+        text.split('`').skip(1).step_by(2).filter(|word| word.contains("/src/") && !word.contains(' '))
+    {
         let place = root().join(word.trim_end_matches('*'));
         let begins =
             |entry: fs::DirEntry| entry.path().to_string_lossy().starts_with(&*place.to_string_lossy());

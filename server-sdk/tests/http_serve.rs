@@ -7,12 +7,7 @@ use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use http_support::Rig;
-use relay_core::{
-    Body, Request, Response,
-    outcome::RequestError,
-    relay::Translate,
-    store::MemoryStore,
-};
+use relay_core::{Body, Request, Response, outcome::RequestError, relay::Translate, store::MemoryStore};
 use server_sdk::relay::{ServeError, Server, ServerConfig};
 
 fn config(data: &Path) -> ServerConfig {
@@ -110,7 +105,10 @@ impl Translate for OldModel {
 
     async fn response(&self, _: &Request, response: Response) -> Response {
         let body = response.body.unwrap();
-        Response::new(response.status, Some(Body::text(format!("{} %", String::from_utf8_lossy(&body.bytes)))))
+        Response::new(
+            response.status,
+            Some(Body::text(format!("{} %", String::from_utf8_lossy(&body.bytes)))),
+        )
     }
 }
 
@@ -118,7 +116,8 @@ impl Translate for OldModel {
 async fn q6_f29_a_hook_translates_refuses_and_may_fail_alone() {
     let mut config = ServerConfig::default();
     config.listen = vec!["127.0.0.1:0".parse().unwrap()];
-    let server = Server::hosted(config, Arc::new(MemoryStore::new()), Some(Arc::new(OldModel))).await.unwrap();
+    let server =
+        Server::hosted(config, Arc::new(MemoryStore::new()), Some(Arc::new(OldModel))).await.unwrap();
     let rig = Rig::of(server);
     let mut device = rig.device("d").await;
     let key = rig.key(&[]).await;
@@ -126,7 +125,10 @@ async fn q6_f29_a_hook_translates_refuses_and_may_fail_alone() {
     failed.expect(500, "internal");
     let refused = rig.get("/v1/devices/d/objects/none", &key).await;
     refused.expect(403, "forbidden");
-    assert_eq!((refused.outcome(), &refused.json()["detail"]), ("refused", &"this model has no such thing".into()));
+    assert_eq!(
+        (refused.outcome(), &refused.json()["detail"]),
+        ("refused", &"this model has no such thing".into())
+    );
     let answer = async {
         let (id, request) = device.request().await;
         assert_eq!(request.objects[0].as_str(), "old/level");
