@@ -170,7 +170,7 @@ impl RelayHttp for World {
             return Err(HttpError::new(HttpErrorKind::Unauthenticated, "not accepted"));
         }
         *good = None;
-        self.relay().know(device, None);
+        self.relay().know(device);
         Ok(Secret::new(TOKEN))
     }
 
@@ -184,7 +184,7 @@ impl RelayHttp for World {
         if token.expose() != TOKEN {
             return Err(HttpError::new(HttpErrorKind::Unauthenticated, "not accepted"));
         }
-        self.relay().know(device, registration.keepalive);
+        self.relay().registered(device, registration.keepalive);
         Ok(())
     }
 

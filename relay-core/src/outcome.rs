@@ -144,6 +144,9 @@ pub enum RequestError {
     /// The hook that translates requests turned this one down, in its words.
     #[error("refused: {0}")]
     Refused(Box<str>),
+    /// The hook did not translate the device's answer in the call's time.
+    #[error("the device answered, but its answer could not be translated in time")]
+    NotTranslated,
     /// The call's time ran out before the request was on the session: the device has not acted.
     #[error("time ran out before the request was sent")]
     NotSent,
@@ -166,6 +169,7 @@ impl RequestError {
             | Self::Draining
             | Self::StoreUnavailable
             | Self::Refused(_) => Outcome::Refused,
+            Self::NotTranslated => Outcome::Answered,
             Self::NotSent => Outcome::Queued,
             Self::DeviceTimeout { received: false } => Outcome::Sent,
             Self::DeviceTimeout { received: true } => Outcome::Received,

@@ -159,12 +159,22 @@ impl Relay {
         RelayBuilder::default()
     }
 
-    /// Makes `device` known: offline from now on, not unknown. `keepalive` is what it registered; its presence timer is
-    /// twice that, if that is longer than the relay's.
-    pub fn know(&self, device: &DeviceId, keepalive: Option<Duration>) {
+    /// Makes `device` known: offline from now on, not unknown.
+    pub fn know(&self, device: &DeviceId) {
         self.inner.with_device(device, |shard, _| {
-            shard.know(device, keepalive);
+            shard.know(device);
         });
+    }
+
+    /// Takes in what `device` registered, which makes it known too: its presence timer is twice `keepalive`, if that is
+    /// longer than the relay's, and the relay's if it has none.
+    pub fn registered(&self, device: &DeviceId, keepalive: Option<Duration>) {
+        self.inner.with_device(device, |shard, _| shard.registered(device, keepalive));
+    }
+
+    /// The credential of `device` no longer holds: ends its session. Its requests in flight wait for the next one.
+    pub fn revoke(&self, device: &DeviceId) {
+        self.inner.with_device(device, |shard, now| shard.revoke(now, device));
     }
 
     /// Whether `device` is known.
@@ -223,26 +233,41 @@ impl Relay {
     /// Dropped, the request is cancelled: the device is told, and a late response is [`Disposition::TooLate`].
     pub async fn request(&self, call: Call) -> Result<Answer, CallError> {
         let Call { request, wait } = call;
-        match &self.inner.translate {
-            None => self.run(request, wait).await,
-            Some(translate) => {
-                let asked = request.clone();
-                let mut answer = self.run(translate.request(request).await?, wait).await?;
-                answer.response = translate.response(&asked, answer.response).await;
-                Ok(answer)
-            }
-        }
-    }
-
-    async fn run(&self, request: Request, wait: Duration) -> Result<Answer, CallError> {
         if self.is_draining() {
             return Err(RequestError::Draining.into());
         }
         let _place = self.inner.place_in_flight()?;
+        let wait = wait.min(Call::MAX_WAIT);
+        match &self.inner.translate {
+            None => self.run(request, wait).await,
+            // In a box, since few relays have a hook and every waiting call would carry the room for it.
+            Some(translate) => Box::pin(self.run_translated(&**translate, request, wait)).await,
+        }
+    }
+
+    /// The hook's time is the call's too: one that stalls holds up its own call, and that not for ever.
+    async fn run_translated(
+        &self,
+        translate: &dyn Translate,
+        asked: Request,
+        wait: Duration,
+    ) -> Result<Answer, CallError> {
+        let deadline = tokio::time::Instant::now() + wait;
+        let translated = tokio::time::timeout_at(deadline, translate.request(asked.clone())).await;
+        let request = translated.map_err(|_| RequestError::NotSent)??;
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        let Answer { id, response } = self.run(request, left).await?;
+        match tokio::time::timeout_at(deadline, translate.response(&asked, response)).await {
+            Ok(response) => Ok(Answer { id, response }),
+            Err(_) => Err(CallError { id: Some(id), error: RequestError::NotTranslated }),
+        }
+    }
+
+    async fn run(&self, request: Request, wait: Duration) -> Result<Answer, CallError> {
         let (waiter, answer) = oneshot::channel();
         let slot = self.inner.slot(&request.device);
         let id = self.inner.ids.issue(Place { node: 0, slot });
-        let (request, wait) = (Arc::new(request), wait.min(Call::MAX_WAIT));
+        let request = Arc::new(request);
         self.inner.with_slot(slot, |shard, now| shard.request(now, id.clone(), request, wait, waiter))?;
         let mut hang_up = HangUp { inner: &self.inner, slot, id: Some(id) };
         let result = answer.await;

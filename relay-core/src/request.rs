@@ -6,6 +6,8 @@ use bytes::Bytes;
 
 use crate::ids::{DeviceId, InvalidId, Method, ObjectId};
 
+/// What an object costs beside its name.
+const OBJECT: usize = 24;
 /// The longest content type, in bytes.
 pub const MAX_CONTENT_TYPE: usize = 256;
 
@@ -69,6 +71,10 @@ pub struct Request {
 }
 
 impl Request {
+    /// The most objects that one request may name. A device parses many requests in one message: what one of them may
+    /// weigh is bounded by what that takes.
+    pub const MAX_OBJECTS: usize = 256;
+
     /// A request without objects and body.
     pub fn new(device: DeviceId, method: Method) -> Self {
         Self { device, method, objects: Vec::new(), body: None, traceparent: None }
@@ -101,7 +107,7 @@ impl Request {
     /// Bytes of payload: what counts against bounds in bytes.
     pub fn payload_len(&self) -> usize {
         self.body.as_ref().map_or(0, |body| body.bytes.len())
-            + self.objects.iter().map(|object| object.as_str().len()).sum::<usize>()
+            + self.objects.iter().map(|object| OBJECT + object.as_str().len()).sum::<usize>()
     }
 }
 

@@ -181,7 +181,7 @@ async fn q1_a_call_comes_back_with_the_devices_answer() {
 #[tokio::test(start_paused = true)]
 async fn q2_nobody_waits_for_a_device_that_is_not_there() {
     let (relay, _connector) = relay();
-    relay.know(&id("printer-1"), None);
+    relay.know(&id("printer-1"));
     let before = tokio::time::Instant::now();
     let offline = relay.request(get("printer-1", "toner")).await.unwrap_err();
     assert_eq!((offline.error.outcome(), offline.id), (Outcome::Offline, None));
@@ -399,6 +399,39 @@ async fn q6_a_hook_translates_both_ways() {
     let explode = Call::new(Request::new(id("printer-1"), Method::new("EXPLODE").unwrap()));
     let refused = relay.request(explode).await.unwrap_err();
     assert_eq!(refused.error.outcome(), Outcome::Refused);
+}
+
+#[derive(Debug)]
+struct Stalls {
+    before: bool,
+}
+
+#[async_trait]
+impl Translate for Stalls {
+    async fn request(&self, request: Request) -> Result<Request, RequestError> {
+        if self.before {
+            std::future::pending::<()>().await;
+        }
+        Ok(request)
+    }
+
+    async fn response(&self, _: &Request, _: Response) -> Response {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn i1_a_hook_that_stalls_ends_its_call_at_the_deadline_and_says_how_far_it_came() {
+    for before in [true, false] {
+        let (relay, connector) = start(Relay::builder().translate(Arc::new(Stalls { before })).build());
+        Device::connect(&connector, "printer-1", None).await.echo();
+        state(&relay, "printer-1", State::Online).await;
+        let error =
+            relay.request(get("printer-1", "toner").with_wait(Duration::from_secs(5))).await.unwrap_err();
+        let expected = if before { Outcome::Queued } else { Outcome::Answered };
+        assert_eq!(error.error.outcome(), expected);
+        assert_eq!(relay.in_flight(), 0);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

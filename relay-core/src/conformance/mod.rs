@@ -2,7 +2,7 @@
 //!
 //! Write one file, `tests/conformance.rs`: a [`Harness`] that starts your transport, and
 //!
-//! ```ignore
+//! ```text
 //! relay_core::transport_conformance!(MyHarness);
 //! ```
 //!

@@ -31,6 +31,9 @@ impl<W, H: Clone> Shard<W, H> {
             Some(session) if known.state == State::Online => session,
             _ => return Err(RequestError::DeviceOffline),
         };
+        if request.objects.len() > Request::MAX_OBJECTS {
+            return Err(RequestError::Refused("the request names more than 256 objects".into()));
+        }
         let size = request.body.as_ref().map_or(0, |body| body.bytes.len());
         if size > session.max_body {
             return Err(RequestError::TooLarge { size, max: session.max_body });
@@ -126,7 +129,7 @@ impl<W, H: Clone> Shard<W, H> {
         self.finish(now, id, Err(error));
         if sent
             && let Some(session) = self.devices[device.0 as usize].session.as_mut()
-            && session.outbox.push_control(Envelope::Cancel { id: id.clone() }).is_ok()
+            && session.outbox.push_control(Envelope::Cancel { id: id.clone() })
         {
             pump(&mut self.effects, session);
         }

@@ -41,6 +41,9 @@ use crate::{
     transport::CloseReason,
 };
 
+/// Whatever a device asks for: beyond it, nobody would call it presence.
+const LONGEST_PRESENCE_TIMER: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// What is to be done outside the machine, in order.
 #[derive(Debug)]
 pub(crate) enum Effect<W, H> {
@@ -137,23 +140,25 @@ impl<W, H: Clone> Shard<W, H> {
         }
     }
 
-    /// Makes `device` known, if it is not yet, with the presence timer that its `keepalive` asks for.
-    pub(crate) fn know(&mut self, device: &DeviceId, keepalive: Option<Duration>) -> DeviceKey {
-        let key = match self.names.get(device) {
-            Some(&key) => key,
-            None => {
-                // A shard of four thousand million devices is out of memory long before it is out of keys.
-                let key = DeviceKey(self.devices.len() as u32);
-                self.devices.push(Device::new(device.clone()));
-                self.names.insert(device.clone(), key);
-                key
-            }
-        };
-        if let Some(keepalive) = keepalive {
-            let timer = (keepalive * 2).max(self.config.presence_timer);
-            self.device(key).presence_timer = Some(timer);
+    /// Makes `device` known, if it is not yet.
+    pub(crate) fn know(&mut self, device: &DeviceId) -> DeviceKey {
+        if let Some(&key) = self.names.get(device) {
+            return key;
         }
+        // A shard of four thousand million devices is out of memory long before it is out of keys.
+        let key = DeviceKey(self.devices.len() as u32);
+        self.devices.push(Device::new(device.clone()));
+        self.names.insert(device.clone(), key);
         key
+    }
+
+    /// What `device` registered: its presence timer is twice its keep-alive, if that is longer than the relay's.
+    pub(crate) fn registered(&mut self, device: &DeviceId, keepalive: Option<Duration>) {
+        let timer = keepalive.map(|keepalive| {
+            keepalive.saturating_mul(2).min(LONGEST_PRESENCE_TIMER).max(self.config.presence_timer)
+        });
+        let key = self.know(device);
+        self.device(key).presence_timer = timer;
     }
 
     pub(crate) fn knows(&self, device: &DeviceId) -> bool {

@@ -59,13 +59,17 @@ impl Outbox {
         self.entries.push_back((cost, Entry::Request(id)));
     }
 
-    /// Gives the envelope back if there is no room for it.
-    pub(crate) fn push_control(&mut self, envelope: Envelope) -> Result<(), Envelope> {
-        if self.entries.len() - self.requests >= MAX_CONTROL {
-            return Err(envelope);
+    pub(crate) fn has_control_room(&self) -> bool {
+        self.entries.len() - self.requests < MAX_CONTROL
+    }
+
+    /// Whether there was room for it.
+    pub(crate) fn push_control(&mut self, envelope: Envelope) -> bool {
+        let room = self.has_control_room();
+        if room {
+            self.entries.push_back((envelope.cost(), Entry::Control(envelope)));
         }
-        self.entries.push_back((envelope.cost(), Entry::Control(envelope)));
-        Ok(())
+        room
     }
 
     pub(crate) fn take(&mut self, room: Room) -> Option<Entry> {

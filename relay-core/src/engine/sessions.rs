@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     envelope::Envelope,
-    ids::{RequestId, SessionId},
+    ids::{DeviceId, RequestId, SessionId},
     outcome::RequestError,
     presence::State,
     transport::{CloseReason, EndReason, TransportInfo},
@@ -93,7 +93,7 @@ impl<W, H: Clone> Shard<W, H> {
         };
         let resumed = resume.is_some_and(|wanted| go_on_with(&mut session, &mut known.former, &wanted));
         for envelope in control {
-            let _ = session.outbox.push_control(envelope);
+            session.outbox.push_control(envelope);
         }
         for request in requests {
             if let Some(pending) = self.pending.get(&request) {
@@ -157,13 +157,26 @@ impl<W, H: Clone> Shard<W, H> {
         }
     }
 
-    /// Queues something that is no request. Gives it back if there is no room.
-    pub(crate) fn push_control(&mut self, key: SessionKey, envelope: Envelope) -> Result<(), Envelope> {
-        if let Some(session) = self.devices[key.device.0 as usize].session(key) {
-            session.outbox.push_control(envelope)?;
-            pump(&mut self.effects, session);
+    /// Whether [`Shard::push_control`] would find room now.
+    pub(crate) fn has_control_room(&mut self, key: SessionKey) -> bool {
+        self.device(key.device).session(key).is_none_or(|session| session.outbox.has_control_room())
+    }
+
+    /// Queues something that is no request; whether there was room, or nobody to have it.
+    pub(crate) fn push_control(&mut self, key: SessionKey, envelope: Envelope) -> bool {
+        let Some(session) = self.devices[key.device.0 as usize].session(key) else { return true };
+        let room = session.outbox.push_control(envelope);
+        pump(&mut self.effects, session);
+        room
+    }
+
+    /// Ends the session of a device whose credential no longer holds.
+    pub(crate) fn revoke(&mut self, now: Instant, device: &DeviceId) {
+        let Some(&key) = self.names.get(device) else { return };
+        if let Some(handle) = self.device(key).session.as_mut().and_then(|session| session.handle.take()) {
+            self.effects.push(Effect::Close { handle, reason: CloseReason::Revoked });
         }
-        Ok(())
+        self.drop_session(now, key);
     }
 
     /// Whether the outbox is empty, so that whoever was taking from it may go.
@@ -193,7 +206,7 @@ impl<W, H: Clone> Shard<W, H> {
         session.detached.get_or_insert(now);
         let (again, rest, control) = dissolve(session);
         for envelope in control {
-            let _ = session.outbox.push_control(envelope);
+            session.outbox.push_control(envelope);
         }
         for request in again.into_iter().chain(rest) {
             if let Some(pending) = self.pending.get(&request) {

@@ -5,6 +5,7 @@
 
 use std::{
     fmt,
+    panic::AssertUnwindSafe,
     pin::pin,
     sync::{Arc, Mutex, Weak, atomic::Ordering},
     task::{Context, Poll, Waker},
@@ -16,7 +17,7 @@ use super::{Inner, Relay};
 use crate::{
     engine::{Opening, SessionKey},
     envelope::Envelope,
-    error::TransportError,
+    error::{ErrorKind, TransportError},
     ids::{DeviceId, SessionId},
     transport::{CloseReason, EndReason, Full, Inbound, Push, Queue, Session, Started},
 };
@@ -34,8 +35,28 @@ enum Pusher {
     Idle(Box<dyn Push>),
     Busy,
     /// To be closed by whoever is busy with it.
-    Closing(CloseReason),
+    Closing(CloseReason, Farewell),
     Gone,
+}
+
+/// A session that is taking its leave, which a relay that stops waits for.
+struct Farewell(Weak<Inner>);
+
+impl Farewell {
+    fn begin(relay: &Weak<Inner>) -> Self {
+        if let Some(inner) = relay.upgrade() {
+            inner.farewells.fetch_add(1, Ordering::AcqRel);
+        }
+        Self(relay.clone())
+    }
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        if let Some(inner) = self.0.upgrade() {
+            inner.farewells.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
 }
 
 impl fmt::Debug for Handle {
@@ -62,7 +83,7 @@ impl Handle {
         }
         let slot = inner.slot(&device);
         let number = inner.next_session.fetch_add(1, Ordering::Relaxed);
-        let key = SessionKey { device: inner.with_slot(slot, |shard, _| shard.know(&device, None)), number };
+        let key = SessionKey { device: inner.with_slot(slot, |shard, _| shard.know(&device)), number };
         let handle = Arc::new(Self {
             relay: Arc::downgrade(inner),
             device,
@@ -109,7 +130,13 @@ impl Handle {
     pub(super) fn pump(self: &Arc<Self>) {
         while let Some(mut push) = self.take() {
             let mut queue = Outgoing { handle: self };
-            let polled = pin!(push.push(&mut queue)).poll(&mut Context::from_waker(Waker::noop()));
+            // This may run on the relay's clock: a transport that panics ends its own session and nothing else.
+            let polled = std::panic::catch_unwind(AssertUnwindSafe(|| {
+                pin!(push.push(&mut queue)).poll(&mut Context::from_waker(Waker::noop()))
+            }));
+            let polled = polled.unwrap_or_else(|_| {
+                Poll::Ready(Err(TransportError::new("transport", ErrorKind::Internal, "push panicked")))
+            });
             match polled {
                 Poll::Ready(Ok(())) => {
                     if !self.put_back(push) {
@@ -147,8 +174,8 @@ impl Handle {
         {
             let mut pusher = self.pusher();
             match std::mem::replace(&mut *pusher, Pusher::Gone) {
-                Pusher::Closing(reason) => {
-                    self.farewell(push, reason);
+                Pusher::Closing(reason, farewell) => {
+                    self.take_leave(push, reason, farewell);
                     return false;
                 }
                 Pusher::Gone => return false,
@@ -166,29 +193,25 @@ impl Handle {
     }
 
     pub(super) fn close(self: &Arc<Self>, reason: CloseReason) {
+        let farewell = Farewell::begin(&self.relay);
         let mut pusher = self.pusher();
         match std::mem::replace(&mut *pusher, Pusher::Gone) {
-            Pusher::Idle(push) => self.farewell(push, reason),
-            Pusher::Busy | Pusher::Closing(_) => {
-                *pusher = Pusher::Closing(reason);
+            Pusher::Idle(push) => self.take_leave(push, reason, farewell),
+            Pusher::Busy | Pusher::Closing(..) => {
+                *pusher = Pusher::Closing(reason, farewell);
                 self.closing.notify_one();
             }
             Pusher::Gone => {}
         }
     }
 
-    fn farewell(self: &Arc<Self>, mut push: Box<dyn Push>, reason: CloseReason) {
+    fn take_leave(self: &Arc<Self>, mut push: Box<dyn Push>, reason: CloseReason, farewell: Farewell) {
         let handle = Arc::clone(self);
-        if let Some(inner) = self.relay.upgrade() {
-            inner.farewells.fetch_add(1, Ordering::AcqRel);
-        }
         tokio::spawn(async move {
             push.close(reason).await;
             drop(push);
             handle.ended(EndReason::Closed);
-            if let Some(inner) = handle.relay.upgrade() {
-                inner.farewells.fetch_sub(1, Ordering::AcqRel);
-            }
+            drop(farewell);
         });
     }
 }
@@ -214,6 +237,11 @@ impl Inbound for Handle {
     fn envelope(&self, envelope: Envelope) -> Result<(), Full> {
         let Some(inner) = self.relay.upgrade() else { return Ok(()) };
         let relay = Relay { inner };
+        // Whatever is answered needs room for its answer first: nothing is taken in whose answer would be lost.
+        let answered = matches!(envelope, Envelope::Response { acknowledge: true, .. } | Envelope::Ping);
+        if answered && !relay.inner.with_slot(self.slot, |shard, _| shard.has_control_room(self.key)) {
+            return Err(Full(envelope));
+        }
         let answer = match envelope {
             Envelope::Response { id, response, acknowledge } => {
                 let disposition = relay.respond(&self.device, &id, response);
@@ -230,8 +258,10 @@ impl Inbound for Handle {
                 None
             }
         };
-        let Some(answer) = answer else { return Ok(()) };
-        relay.inner.with_slot(self.slot, |shard, _| shard.push_control(self.key, answer)).map_err(Full)
+        if let Some(answer) = answer {
+            relay.inner.with_slot(self.slot, |shard, _| shard.push_control(self.key, answer));
+        }
+        Ok(())
     }
 
     fn alive(&self) {

@@ -153,7 +153,7 @@ impl Server {
             relay = relay.translate(translate);
         }
         let relay = relay.build();
-        let known = |device: &_, keepalive| relay.know(device, keepalive);
+        let known = |device: &_, keepalive| relay.registered(device, keepalive);
         let auth = Auth::load(store.clone(), config.http.enrolments_per_minute, known).await?;
         let mut bosh = config.bosh;
         bosh.domain = config.domain;

@@ -249,7 +249,7 @@ impl Both {
         let config = RelayConfig { session_burst: 1_000_000, ..RelayConfig::default() };
         let mut shard = Shard::new(Arc::new(config), 1);
         (0..DEVICES).for_each(|device| {
-            shard.know(&name(device), None);
+            shard.know(&name(device));
         });
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
         let origin = Instant::now();
@@ -268,7 +268,7 @@ impl Both {
     }
 
     fn key(&mut self, session: usize) -> SessionKey {
-        let device = self.shard.know(&name(self.model.sessions[session].device), None);
+        let device = self.shard.know(&name(self.model.sessions[session].device));
         SessionKey { device, number: session as u64 }
     }
 
@@ -285,7 +285,7 @@ impl Both {
                     id: SessionId::new(&format!("s{number}")).unwrap(),
                     resume: None,
                     info: TransportInfo::new("test"),
-                    key: SessionKey { device: self.shard.know(&name(device), None), number: number as u64 },
+                    key: SessionKey { device: self.shard.know(&name(device)), number: number as u64 },
                     handle: number,
                 };
                 self.shard.open(now, opening).unwrap();

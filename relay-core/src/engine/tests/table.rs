@@ -52,7 +52,7 @@ impl World {
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
         let now = Instant::now();
         let mut shard = Shard::new(Arc::new(config), 1);
-        shard.know(&device(), None);
+        shard.know(&device());
         Self { shard, now, next_key: 1, finished: vec![], closed: vec![], presence: vec![] }
     }
 
@@ -78,7 +78,7 @@ impl World {
     }
 
     fn try_open(&mut self, id: &str, resume: Option<&str>) -> Result<(SessionKey, bool), CloseReason> {
-        let key = SessionKey { device: self.shard.know(&device(), None), number: self.next_key };
+        let key = SessionKey { device: self.shard.know(&device()), number: self.next_key };
         self.next_key += 1;
         let opening = Opening {
             id: sid(id),
@@ -308,11 +308,10 @@ fn p2_silence_is_offline_after_the_presence_timer() {
 #[test]
 fn p2_the_presence_timer_is_twice_the_keepalive_if_that_is_longer() {
     let mut world = World::new();
-    world.shard.know(&device(), Some(secs(10)));
+    world.shard.registered(&device(), Some(secs(10)));
     assert_eq!(world.shard.presence(world.now, &device()).unwrap().detects_loss_within, secs(120));
-    world.shard.know(&device(), Some(secs(300)));
+    world.shard.registered(&device(), Some(secs(300)));
     assert_eq!(world.shard.presence(world.now, &device()).unwrap().detects_loss_within, secs(600));
-    world.shard.know(&device(), None);
     world.online("s1");
     world.after(secs(599));
     assert_eq!(world.state(), State::Online);
@@ -467,6 +466,59 @@ fn l2_a_relay_that_stops_ends_every_call_and_every_session() {
     world.shard.close_sessions(reason);
     world.effects();
     assert_eq!(world.closed, [(key.number, reason)]);
+}
+
+#[test]
+fn t17_a_revoked_credential_ends_its_session_and_no_call() {
+    let mut world = World::new();
+    let key = world.online("s1");
+    world.ask(1, 30).unwrap();
+    world.taken(key);
+    world.ask(2, 30).unwrap();
+    world.shard.revoke(world.now, &device());
+    world.effects();
+    assert_eq!(world.closed, [(key.number, CloseReason::Revoked)]);
+    assert_eq!(world.state(), State::Offline);
+    assert_eq!(world.errors(), [(2, RequestError::DeviceOffline)]);
+    let next = world.online("s2");
+    assert_eq!(world.taken(next), ["request r1"], "it goes to whoever has the credential now");
+}
+
+#[test]
+fn what_cannot_be_answered_is_not_taken_in() {
+    let mut world = World::new();
+    let key = world.online("s1");
+    let mut queued = 0;
+    while world.shard.has_control_room(key) {
+        assert!(world.shard.push_control(key, Envelope::Pong));
+        queued += 1;
+    }
+    assert_eq!(queued, 256);
+    assert!(!world.shard.push_control(key, Envelope::Pong));
+    assert_eq!(world.taken(key).len(), 256);
+    assert!(world.shard.has_control_room(key));
+}
+
+#[test]
+fn b6_a_request_names_a_bounded_number_of_objects() {
+    let mut world = World::new();
+    world.online("s1");
+    let mut request = Request::new(device(), Method::get());
+    request.objects = vec![ObjectId::new("x").unwrap(); 257];
+    let asked = world.shard.request(world.now, rid(1), Arc::new(request.clone()), secs(5), 1);
+    assert!(matches!(asked, Err(RequestError::Refused(_))), "{asked:?}");
+    request.objects.pop();
+    assert_eq!(world.shard.request(world.now, rid(1), Arc::new(request), secs(5), 1), Ok(()));
+}
+
+#[test]
+fn p2_a_keepalive_that_is_taken_back_is_the_relays_timer_again() {
+    let mut world = World::new();
+    world.shard.registered(&device(), Some(Duration::MAX));
+    assert_eq!(world.shard.presence(world.now, &device()).unwrap().detects_loss_within, secs(7 * 24 * 3600));
+    world.online("s1");
+    world.shard.registered(&device(), None);
+    assert_eq!(world.shard.presence(world.now, &device()).unwrap().detects_loss_within, secs(120));
 }
 
 #[test]

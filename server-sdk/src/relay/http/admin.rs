@@ -81,7 +81,7 @@ pub(super) async fn import(call: Call) -> Result<Reply, Problem> {
     app.store.prepare(&table, SystemTime::now()).await?;
     for prepared in &table {
         if !app.relay.knows(&prepared.device) {
-            app.relay.know(&prepared.device, None);
+            app.relay.know(&prepared.device);
         }
     }
     tracing::info!(devices = table.len(), "device table imported");
@@ -119,7 +119,7 @@ pub(super) async fn new_pin(call: Call, device: DeviceId) -> Result<Reply, Probl
         EnrolError::Refused => Problem::new(Code::Internal, "no PIN could be made"),
     })?;
     if !app.relay.knows(&device) {
-        app.relay.know(&device, None);
+        app.relay.know(&device);
     }
     let pin = json!({
         "device_id": issued.device,

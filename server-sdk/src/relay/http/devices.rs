@@ -45,9 +45,9 @@ pub(super) async fn enroll(call: Call) -> Result<Reply, Problem> {
         EnrolError::Store(error) => error.into(),
     })?;
     place.trust();
-    if !app.relay.knows(&device) {
-        app.relay.know(&device, None);
-    }
+    app.relay.know(&device);
+    // Whoever is on with the credential that this one replaces is on no longer (T17).
+    app.relay.revoke(&device);
     tracing::info!(device_id = %device, "device enrolled");
     let mut reply = json(StatusCode::CREATED, &serde_json::json!({ "token": token.expose() }));
     reply.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -64,7 +64,7 @@ pub(super) async fn register(call: Call, device: DeviceId) -> Result<Reply, Prob
     let registration = Registration::from_json(&bytes).map_err(Problem::from)?;
     drop(bytes);
     let registered = app.store.register(&device, &registration, SystemTime::now()).await?;
-    app.relay.know(&device, registration.keepalive);
+    app.relay.registered(&device, registration.keepalive);
     let status = if registered.first { StatusCode::CREATED } else { StatusCode::OK };
     let presence = app.relay.presence(&device);
     Ok(json(status, &inquiry::describe(&registered.record, presence.as_ref())))

@@ -332,6 +332,7 @@ impl From<CallError> for Problem {
             }
             RequestError::StoreUnavailable => Self::store(),
             RequestError::Refused(words) => Self::new(Code::Forbidden, words.into_string()),
+            error @ RequestError::NotTranslated => Self::new(Code::DeviceTimeout, error.to_string()),
             RequestError::NotSent => Self::new(
                 Code::NotSent,
                 "time ran out before the request was on the session: the device has not acted",
