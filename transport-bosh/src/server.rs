@@ -24,6 +24,7 @@ mod http;
 mod pending;
 mod session;
 mod sids;
+mod source;
 mod timer;
 
 use std::{

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::sids::Key;
+use super::{sids::Key, source::source};
 
 /// Of one source's sessions past half their time, one of the oldest so many goes.
 const CANDIDATES: usize = 64;
@@ -17,7 +17,8 @@ pub(super) struct Pending {
     max: usize,
     half_time: Duration,
     number: u64,
-    total: usize,
+    /// Whose each session is, the oldest first.
+    all: BTreeMap<u64, IpAddr>,
     sources: HashMap<IpAddr, BTreeMap<u64, Waiting>>,
     /// Sources by how many sessions they have here, to find the greediest.
     ranking: BTreeSet<(usize, IpAddr)>,
@@ -50,22 +51,19 @@ impl Pending {
             max,
             half_time: authentication / 2,
             number: 0,
-            total: 0,
+            all: BTreeMap::new(),
             sources: HashMap::new(),
             ranking: BTreeSet::new(),
         }
     }
 
-    /// Lets `key` of `source` wait. When there is no room, one of the greediest source's sessions that is past half its
-    /// time goes, chosen by `random`; `None` if there is none: nobody is let in then.
-    pub(super) fn admit(&mut self, source: IpAddr, key: Key, random: u64, now: Instant) -> Option<Admitted> {
+    /// Lets `key` of `peer` wait. When there is no room, another has to go; `None` if there is none that may: nobody is
+    /// let in then.
+    pub(super) fn admit(&mut self, peer: IpAddr, key: Key, random: u64, now: Instant) -> Option<Admitted> {
+        let source = source(peer);
         let mut evicted = None;
-        if self.total >= self.max {
-            let (most, greediest) = *self.ranking.last()?;
-            let own = self.sources.get(&source).map_or(0, BTreeMap::len);
-            // A source pays for itself unless another has more.
-            let payer = if own >= most { source } else { greediest };
-            let place = self.past_half_time(payer, random, now)?;
+        if self.all.len() >= self.max {
+            let place = self.victim(source, random, now)?;
             evicted = self.remove(place);
         }
         self.number += 1;
@@ -74,13 +72,35 @@ impl Pending {
         self.ranking.remove(&(waiting.len(), source));
         waiting.insert(place.number, Waiting { since: now, key });
         self.ranking.insert((waiting.len(), source));
-        self.total += 1;
+        self.all.insert(place.number, source);
         Some(Admitted { place, evicted })
     }
 
     /// The session at `place` is through, or gone.
     pub(super) fn leave(&mut self, place: Place) {
         self.remove(place);
+    }
+
+    /// Who makes room: one of the greediest source's sessions that is past half its time, chosen by `random`; failing
+    /// that its oldest one, if it holds more than its fair share and the newcomer's source does not hold its own; and if
+    /// nobody holds too much, the oldest of all, if that one is past half its time.
+    fn victim(&self, source: IpAddr, random: u64, now: Instant) -> Option<Place> {
+        let (most, greediest) = *self.ranking.last()?;
+        let own = self.sources.get(&source).map_or(0, BTreeMap::len);
+        let sources = self.sources.len() + usize::from(own == 0);
+        let fair = (self.max / sources).max(1);
+        // A source pays for itself unless another has more.
+        let payer = if own >= most { source } else { greediest };
+        if let Some(place) = self.past_half_time(payer, random, now) {
+            return Some(place);
+        }
+        if most > fair {
+            // Else one that opens anew before half its time is over keeps all the others out for ever.
+            let number = *self.sources.get(&payer)?.first_key_value()?.0;
+            return (own < fair).then_some(Place { source: payer, number });
+        }
+        let (_, oldest) = self.all.first_key_value()?;
+        self.past_half_time(*oldest, 0, now)
     }
 
     fn past_half_time(&self, source: IpAddr, random: u64, now: Instant) -> Option<Place> {
@@ -106,7 +126,7 @@ impl Pending {
         } else {
             self.ranking.insert((before - 1, place.source));
         }
-        self.total -= 1;
+        self.all.remove(&place.number);
         Some(removed.key)
     }
 }
@@ -134,8 +154,8 @@ mod tests {
         }
         pending.admit(source(2), key(9), 0, start).unwrap();
         assert!(
-            pending.admit(source(3), key(10), 0, start + TIME / 4).is_none(),
-            "nobody is past half its time"
+            pending.admit(source(1), key(10), 0, start + TIME / 4).is_none(),
+            "none of its own is past half its time"
         );
         let later = start + TIME / 2;
         let admitted = pending.admit(source(3), key(10), 7, later).unwrap();
@@ -143,7 +163,55 @@ mod tests {
         // The greediest source itself has to make room for its own.
         let admitted = pending.admit(source(1), key(4), 0, later).unwrap();
         assert_eq!(admitted.evicted, Some(key(0)));
-        assert_eq!(pending.total, 4);
+        assert_eq!(pending.all.len(), 4);
+    }
+
+    #[test]
+    fn b8_a_source_that_opens_anew_all_the_time_keeps_nobody_out() {
+        let start = tokio::time::Instant::now().into_std();
+        let mut pending = Pending::new(10, TIME);
+        for number in 0..10 {
+            pending.admit(source(1), key(number), 0, start).unwrap();
+        }
+        let admitted = pending.admit(source(2), key(20), 0, start).expect("a newcomer gets its share");
+        assert_eq!(admitted.evicted, Some(key(0)), "the oldest of the greedy one");
+        for number in 0..4 {
+            assert!(pending.admit(source(1), key(30), 0, start).is_none(), "the greedy one gets no more");
+            let admitted = pending.admit(source(2), key(21 + number), 0, start).unwrap();
+            assert_eq!(admitted.evicted, Some(key(1 + number)));
+        }
+        assert!(pending.admit(source(2), key(30), 0, start).is_none(), "its share and no more");
+        assert!(pending.admit(source(3), key(40), 0, start).is_some());
+    }
+
+    #[test]
+    fn b8_where_nobody_holds_too_much_the_oldest_past_half_its_time_goes() {
+        let start = tokio::time::Instant::now().into_std();
+        let mut pending = Pending::new(4, TIME);
+        for number in 0..4 {
+            // The one that ranks last is the youngest.
+            let at = start + TIME / 10 * u32::from(number);
+            pending.admit(source(number), key(number), 0, at).unwrap();
+        }
+        assert!(
+            pending.admit(source(9), key(9), 0, start + TIME / 4).is_none(),
+            "nobody is past half its time"
+        );
+        let admitted = pending.admit(source(9), key(9), 0, start + TIME / 2).unwrap();
+        assert_eq!(admitted.evicted, Some(key(0)));
+    }
+
+    #[test]
+    fn b8_a_host_is_one_source_whatever_its_addresses() {
+        let start = tokio::time::Instant::now().into_std();
+        let addresses = ["2001:db8::1", "2001:db8::2", "2001:db8::ffff:3", "192.0.2.1", "::ffff:192.0.2.1"];
+        let mut pending = Pending::new(100, TIME);
+        for (number, address) in (0..).zip(addresses) {
+            pending.admit(address.parse().unwrap(), key(number), 0, start).unwrap();
+        }
+        assert_eq!(pending.sources.len(), 2);
+        pending.admit("2001:db8:0:1::1".parse().unwrap(), key(9), 0, start).unwrap();
+        assert_eq!(pending.sources.len(), 3, "another /64");
     }
 
     #[test]
@@ -156,6 +224,6 @@ mod tests {
             pending.leave(*place);
             pending.leave(*place);
         }
-        assert_eq!((pending.total, pending.sources.len(), pending.ranking.len()), (0, 0, 0));
+        assert_eq!((pending.all.len(), pending.sources.len(), pending.ranking.len()), (0, 0, 0));
     }
 }

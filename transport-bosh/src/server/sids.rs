@@ -13,6 +13,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
+use super::source::source;
+
 /// The random part, by which sessions are found.
 pub(super) type Key = [u8; 16];
 /// Bytes of the mark that shows a SID to be ours.
@@ -101,8 +103,9 @@ impl Guesses {
         Self { by_source: HashMap::new(), per_minute }
     }
 
-    /// Counts one of `source`; the time to wait, if it was one too many.
-    pub(super) fn count(&mut self, source: IpAddr, now: Instant) -> Option<Duration> {
+    /// Counts one of `peer`; the time to wait, if it was one too many.
+    pub(super) fn count(&mut self, peer: IpAddr, now: Instant) -> Option<Duration> {
+        let source = source(peer);
         if self.by_source.len() >= MAX_SOURCES && !self.by_source.contains_key(&source) {
             self.by_source.retain(|_, count| now.saturating_duration_since(count.since) < MINUTE);
             if self.by_source.len() >= MAX_SOURCES {
@@ -170,6 +173,18 @@ mod tests {
         );
         assert_eq!(guesses.count(IpAddr::from([192, 0, 2, 2]), start), None, "sources are counted apart");
         assert_eq!(guesses.count(source, start + MINUTE), None, "and forgiven after a minute");
+    }
+
+    #[test]
+    fn t1_b8_a_host_guesses_no_more_from_many_addresses() {
+        let start = tokio::time::Instant::now().into_std();
+        let mut guesses = Guesses::new(1);
+        let mut count = |peer: &str| guesses.count(peer.parse().unwrap(), start);
+        assert_eq!(count("2001:db8::1"), None);
+        assert!(count("2001:db8::ffff:1").is_some(), "the same /64");
+        assert_eq!(count("2001:db8:0:1::1"), None, "another /64");
+        assert_eq!(count("192.0.2.1"), None);
+        assert!(count("::ffff:192.0.2.1").is_some(), "the same IPv4 address, mapped");
     }
 
     #[test]
