@@ -23,12 +23,14 @@ fn serve(stream: &mut XmppStream, authenticated: &mut bool) -> usize {
     let mut others = 0;
     while let Some(output) = stream.poll_output() {
         match output {
-            StreamOutput::Verifier { .. } => stream.verified(Ok(VERIFIER.clone()), "nonce"),
-            StreamOutput::Authenticate { device, token } if token.expose() == "token" => {
+            StreamOutput::Verifier { serial, .. } => stream.verified(serial, Ok(VERIFIER.clone()), "nonce"),
+            StreamOutput::Authenticate { serial, device, token } if token.expose() == "token" => {
                 *authenticated = true;
-                stream.authenticated(Ok(Principal::Device(device)));
+                stream.authenticated(serial, Ok(Principal::Device(device)));
             }
-            StreamOutput::Authenticate { .. } => stream.authenticated(Err(AuthError::Rejected)),
+            StreamOutput::Authenticate { serial, .. } => {
+                stream.authenticated(serial, Err(AuthError::Rejected));
+            }
             StreamOutput::Bind { .. } => stream.bound(true),
             StreamOutput::Resume { id, .. } => stream.resumed(id.as_deref(), false),
             StreamOutput::Deliver(_) => {

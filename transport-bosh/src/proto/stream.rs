@@ -43,6 +43,8 @@ pub enum StreamOutput {
     Send(Piece),
     /// Look up what to check a proof of `device` against, and call [`XmppStream::verified`].
     Verifier {
+        /// Which question this is: the answer names it.
+        serial: u64,
         /// Who says it is there.
         device: DeviceId,
         /// The hash of its mechanism.
@@ -50,6 +52,8 @@ pub enum StreamOutput {
     },
     /// Check a token, and call [`XmppStream::authenticated`].
     Authenticate {
+        /// Which question this is: the answer names it.
+        serial: u64,
         /// Who says it is there.
         device: DeviceId,
         /// What it shows.
@@ -137,6 +141,8 @@ pub struct XmppStream {
     /// Failures to log in that are left.
     attempts: u8,
     state: State,
+    /// The number of the last question about a credential. An answer to an earlier one is nobody's.
+    asked: u64,
     /// The number of our last ping, while its answer is out.
     ping: Option<u64>,
     pings: u64,
@@ -151,6 +157,7 @@ impl XmppStream {
             secure,
             attempts,
             state: State::Mechanisms(Step::Start),
+            asked: 0,
             ping: None,
             pings: 0,
             outputs: VecDeque::new(),
@@ -177,6 +184,11 @@ impl XmppStream {
     /// The client restarted its stream.
     pub fn restart(&mut self) {
         self.state = match std::mem::replace(&mut self.state, State::Over) {
+            // Whoever restarts while a credential is looked up speaks out of turn.
+            state @ State::Mechanisms(Step::LookingUp { .. } | Step::Checking { .. }) => {
+                self.state = state;
+                return self.fail(StreamError::PolicyViolation);
+            }
             // What was begun is forgotten, what was reached is not.
             State::Mechanisms(_) => State::Mechanisms(Step::Start),
             State::Succeeded(device) | State::Unbound(device) => State::Unbound(device),

@@ -30,6 +30,15 @@ impl Exchange {
     pub(super) const fn waiting(session: Arc<Session>, id: ExchangeId) -> Self {
         Self(State::Waiting { session, id })
     }
+
+    /// Whether it belongs to a session that a device bound and that lives: whoever sent it has shown a SID that only that
+    /// device knows. Not so what was answered without a session, or what a session is asked before anybody logged in.
+    pub fn is_bound(&self) -> bool {
+        match &self.0 {
+            State::Waiting { session, .. } => session.is_bound(),
+            State::Answered(_) | State::Finished => false,
+        }
+    }
 }
 
 impl fmt::Debug for Exchange {

@@ -106,6 +106,10 @@ impl Session {
         exchange
     }
 
+    pub(super) fn is_bound(&self) -> bool {
+        self.lock().is_bound()
+    }
+
     pub(super) fn poll_reply(&self, exchange: ExchangeId, context: &mut Context<'_>) -> Poll<Reply> {
         let mut state = self.lock();
         let retry_after = state.retry_after;
@@ -130,6 +134,8 @@ impl Session {
     /// The timer went off that was set for `at`.
     pub(super) fn wake(self: &Arc<Self>, at: Instant) {
         let now = now();
+        // Before the lock, and so let go of after it: see `drain`.
+        let manager = self.manager.upgrade();
         let mut state = self.lock();
         // Set anew meanwhile: that one will go off.
         if state.timer != Some(at) {
@@ -141,8 +147,7 @@ impl Session {
             state.deadline = None;
             state.fail(StreamError::ConnectionTimeout);
         }
-        if let Some(manager) = self.manager.upgrade()
-            && let Some(after) = manager.config.ping_after
+        if let Some(after) = manager.as_ref().and_then(|manager| manager.config.ping_after)
             && now >= state.heard + after
             && state.machine.is_attached()
         {
@@ -158,16 +163,16 @@ impl Session {
         self.drain(state);
     }
 
-    pub(super) fn verified(self: &Arc<Self>, verifier: Result<ScramVerifier, AuthError>) {
+    pub(super) fn verified(self: &Arc<Self>, serial: u64, verifier: Result<ScramVerifier, AuthError>) {
         let nonce = relay_core::random::base32::<15>();
         let mut state = self.lock();
-        state.stream.verified(verifier, &nonce);
+        state.stream.verified(serial, verifier, &nonce);
         self.drain(state);
     }
 
-    pub(super) fn authenticated(self: &Arc<Self>, principal: Result<Principal, AuthError>) {
+    pub(super) fn authenticated(self: &Arc<Self>, serial: u64, principal: Result<Principal, AuthError>) {
         let mut state = self.lock();
-        state.stream.authenticated(principal);
+        state.stream.authenticated(serial, principal);
         self.drain(state);
     }
 

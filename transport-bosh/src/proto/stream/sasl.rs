@@ -27,11 +27,11 @@ pub(super) enum Step {
     /// The client named a mechanism and is to speak first.
     Named(Mechanism),
     /// A verifier is being looked up.
-    LookingUp { device: DeviceId, hash: ScramHash, first: Box<ClientFirst> },
+    LookingUp { serial: u64, device: DeviceId, hash: ScramHash, first: Box<ClientFirst> },
     /// The client is to prove that it knows the token.
     Challenged { device: DeviceId, challenge: Box<Challenge> },
     /// A token is being checked.
-    Checking { device: DeviceId },
+    Checking { serial: u64, device: DeviceId },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,11 +111,12 @@ impl XmppStream {
         }
     }
 
-    /// What [`StreamOutput::Verifier`] asked for. `nonce` is ours: fresh, random, printable, without commas.
-    pub fn verified(&mut self, verifier: Result<ScramVerifier, AuthError>, nonce: &str) {
+    /// What [`StreamOutput::Verifier`] asked for as question `serial`; an answer to any but the one that is open does
+    /// nothing. `nonce` is ours: fresh, random, printable, without commas.
+    pub fn verified(&mut self, serial: u64, verifier: Result<ScramVerifier, AuthError>, nonce: &str) {
         let State::Mechanisms(step) = &mut self.state else { return };
         match std::mem::replace(step, Step::Start) {
-            Step::LookingUp { device, hash, first } => match verifier {
+            Step::LookingUp { serial: open, device, hash, first } if open == serial => match verifier {
                 Ok(verifier) => {
                     let (challenge, message) = Challenge::new(&first, hash, verifier, nonce);
                     let challenge = Box::new(challenge);
@@ -128,11 +129,12 @@ impl XmppStream {
         }
     }
 
-    /// What [`StreamOutput::Authenticate`] asked for.
-    pub fn authenticated(&mut self, principal: Result<Principal, AuthError>) {
+    /// What [`StreamOutput::Authenticate`] asked for as question `serial`; an answer to any but the one that is open
+    /// does nothing.
+    pub fn authenticated(&mut self, serial: u64, principal: Result<Principal, AuthError>) {
         let State::Mechanisms(step) = &mut self.state else { return };
         match std::mem::replace(step, Step::Start) {
-            Step::Checking { device } => match principal {
+            Step::Checking { serial: open, device } if open == serial => match principal {
                 Ok(Principal::Device(proved)) if proved == device => self.succeeded(device, ""),
                 Ok(_) => self.failed(Failure::NotAuthorized),
                 Err(error) => self.failed(error.into()),
@@ -163,8 +165,9 @@ impl XmppStream {
             Mechanism::Scram(hash) => {
                 let first = Box::new(ClientFirst::parse(message)?);
                 let device = self.claimed(&first.name, first.authzid.as_deref())?;
-                self.outputs.push_back(StreamOutput::Verifier { device: device.clone(), hash });
-                Ok(Some(Step::LookingUp { device, hash, first }))
+                let serial = self.ask();
+                self.outputs.push_back(StreamOutput::Verifier { serial, device: device.clone(), hash });
+                Ok(Some(Step::LookingUp { serial, device, hash, first }))
             }
             Mechanism::Plain => {
                 let mut parts = message.split('\0');
@@ -175,10 +178,16 @@ impl XmppStream {
                 };
                 let device = self.claimed(name, Some(authzid).filter(|authzid| !authzid.is_empty()))?;
                 let token = Secret::new(token);
-                self.outputs.push_back(StreamOutput::Authenticate { device: device.clone(), token });
-                Ok(Some(Step::Checking { device }))
+                let serial = self.ask();
+                self.outputs.push_back(StreamOutput::Authenticate { serial, device: device.clone(), token });
+                Ok(Some(Step::Checking { serial, device }))
             }
         }
+    }
+
+    fn ask(&mut self) -> u64 {
+        self.asked += 1;
+        self.asked
     }
 
     fn last(

@@ -31,7 +31,7 @@ fn outputs(stream: &mut XmppStream) -> Vec<String> {
     std::iter::from_fn(|| stream.poll_output())
         .map(|output| match output {
             StreamOutput::Send(piece) => piece.xml,
-            StreamOutput::Verifier { device, hash } => format!("verifier of {device} {hash:?}"),
+            StreamOutput::Verifier { device, hash, .. } => format!("verifier of {device} {hash:?}"),
             StreamOutput::Authenticate { device, .. } => format!("authenticate {device}"),
             StreamOutput::Bind { device } => format!("bind {device}"),
             StreamOutput::Deliver(envelope) => format!("{envelope:?}"),
@@ -79,7 +79,7 @@ fn unbound() -> XmppStream {
 fn succeeded() -> XmppStream {
     let mut stream = stream(true);
     assert_eq!(say(&mut stream, &auth("PLAIN", "\0dev1\0s3cret-1")), ["authenticate dev1"]);
-    stream.authenticated(Ok(Principal::Device(device("dev1"))));
+    stream.authenticated(1, Ok(Principal::Device(device("dev1"))));
     assert_eq!(outputs(&mut stream), [format!("<success {SASL}/>")]);
     stream
 }
@@ -105,7 +105,7 @@ fn x2b_x6_scram_is_the_example_byte_for_byte() {
         &format!("<auth {SASL} mechanism='SCRAM-SHA-256'>biwsbj1kZXYxLHI9cThadDFtQ3dSMHZKN3hZYg==</auth>"),
     );
     assert_eq!(first, ["verifier of dev1 Sha256"]);
-    stream.verified(Ok(verifier()), "S4kPd2LhUo9eNfTg");
+    stream.verified(1, Ok(verifier()), "S4kPd2LhUo9eNfTg");
     let challenge = format!(
         "<challenge {SASL}>cj1xOFp0MW1Dd1Iwdko3eFliUzRrUGQyTGhVbzllTmZUZyxzPU1ERXlNelExTmpjNE9UbzdQRDArUHc9PSxpPTQwOTY=</challenge>"
     );
@@ -120,7 +120,7 @@ fn x2b_x6_scram_is_the_example_byte_for_byte() {
 fn a_wrong_proof_is_a_failure_and_never_a_success() {
     let mut stream = stream(false);
     say(&mut stream, &auth("SCRAM-SHA-256", "n,,n=dev1,r=q8Zt1mCwR0vJ7xYb"));
-    stream.verified(Ok(verifier()), "S4kPd2LhUo9eNfTg");
+    stream.verified(1, Ok(verifier()), "S4kPd2LhUo9eNfTg");
     outputs(&mut stream);
     let proof = STANDARD.encode([0; 32]);
     let last = STANDARD.encode(format!("c=biws,r=q8Zt1mCwR0vJ7xYbS4kPd2LhUo9eNfTg,p={proof}"));
@@ -170,16 +170,16 @@ fn t8_a_device_can_act_as_itself_alone() {
     // A token that proves somebody else.
     let mut stream = stream(true);
     say(&mut stream, &auth("PLAIN", "\0dev1\0other"));
-    stream.authenticated(Ok(Principal::Device(device("dev2"))));
+    stream.authenticated(1, Ok(Principal::Device(device("dev2"))));
     assert_eq!(outputs(&mut stream), [failure("not-authorized")]);
 }
 
 #[test]
 fn e9_q6_after_three_failures_the_stream_ends() {
     let mut stream = stream(true);
-    for _ in 0..2 {
+    for serial in 1..=2 {
         say(&mut stream, &auth("PLAIN", "\0dev1\0wrong"));
-        stream.authenticated(Err(AuthError::Rejected));
+        stream.authenticated(serial, Err(AuthError::Rejected));
         assert_eq!(outputs(&mut stream), [failure("not-authorized")]);
     }
     assert_eq!(
@@ -193,10 +193,49 @@ fn e9_q6_after_three_failures_the_stream_ends() {
 }
 
 #[test]
+fn t8_x1_a_restart_while_a_credential_is_looked_up_ends_the_stream() {
+    for (mechanism, data) in [("SCRAM-SHA-256", "n,,n=mallory,r=x"), ("PLAIN", "\0mallory\0token")] {
+        let mut stream = stream(true);
+        say(&mut stream, &auth(mechanism, data));
+        stream.restart();
+        assert_eq!(outputs(&mut stream), ["fail policy-violation"], "{mechanism}");
+        assert!(say(&mut stream, &auth(mechanism, "n,,n=victim,r=x")).is_empty());
+        stream.verified(1, Ok(verifier()), "nonce");
+        stream.authenticated(1, Ok(Principal::Device(device("mallory"))));
+        assert!(outputs(&mut stream).is_empty(), "nothing is answered after the end");
+    }
+}
+
+#[test]
+fn t8_x1_an_answer_about_a_credential_serves_the_question_that_it_answers_alone() {
+    let mut scram = stream(true);
+    say(&mut scram, &auth("SCRAM-SHA-256", "n,,n=mallory,r=x"));
+    scram.verified(1, Err(AuthError::Unavailable), "nonce");
+    assert_eq!(outputs(&mut scram), [failure("temporary-auth-failure")]);
+    assert_eq!(say(&mut scram, &auth("SCRAM-SHA-256", "n,,n=victim,r=x")), ["verifier of victim Sha256"]);
+    for stale in [0, 1, 3] {
+        scram.verified(stale, Ok(verifier()), "nonce");
+        assert!(outputs(&mut scram).is_empty(), "the verifier of question {stale} was taken for another's");
+    }
+    scram.verified(2, Ok(verifier()), "nonce");
+    assert_eq!(outputs(&mut scram).len(), 1, "the open question can still be answered");
+
+    let mut plain = stream(true);
+    say(&mut plain, &auth("PLAIN", "\0dev1\0wrong"));
+    plain.authenticated(1, Err(AuthError::Rejected));
+    outputs(&mut plain);
+    say(&mut plain, &auth("PLAIN", "\0dev1\0wrong"));
+    plain.authenticated(1, Ok(Principal::Device(device("dev1"))));
+    assert!(outputs(&mut plain).is_empty(), "an answer to an earlier question let somebody in");
+    plain.authenticated(2, Err(AuthError::Rejected));
+    assert_eq!(outputs(&mut plain), [failure("not-authorized")]);
+}
+
+#[test]
 fn credentials_that_cannot_be_checked_are_no_wrong_ones() {
     let mut stream = stream(true);
     say(&mut stream, &auth("PLAIN", "\0dev1\0s3cret-1"));
-    stream.authenticated(Err(AuthError::Unavailable));
+    stream.authenticated(1, Err(AuthError::Unavailable));
     assert_eq!(outputs(&mut stream), [failure("temporary-auth-failure")]);
 }
 
@@ -228,10 +267,13 @@ fn f10_x11_x12_stanzas_before_their_time_end_the_stream() {
 fn x9_a_restart_forgets_what_was_begun_and_gives_fresh_features() {
     let mut stream = stream(true);
     say(&mut stream, &auth("SCRAM-SHA-256", "n,,n=dev1,r=x"));
+    stream.verified(1, Ok(verifier()), "nonce");
+    outputs(&mut stream);
     stream.restart();
     assert!(outputs(&mut stream)[0].contains("<mechanisms"));
-    stream.verified(Ok(verifier()), "late");
-    assert!(outputs(&mut stream).is_empty(), "an answer that nobody waits for any more");
+    let proof = STANDARD.encode("c=biws,r=xnonce,p=AAAA");
+    let last = format!("<response {SASL}>{proof}</response>");
+    assert_eq!(say(&mut stream, &last), [failure("malformed-request")], "there is no challenge any more");
     let mut stream = succeeded();
     stream.restart();
     let bind = "<stream:features><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></stream:features>";

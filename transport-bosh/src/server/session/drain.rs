@@ -27,7 +27,11 @@ const MAX_WAITING: usize = 4_096;
 
 impl Session {
     /// Does what is to be done, unless somebody is at it, and lets go of `state`.
-    pub(super) fn drain<'s>(self: &'s Arc<Self>, mut state: MutexGuard<'s, State>) {
+    pub(super) fn drain<'s>(self: &'s Arc<Self>, state: MutexGuard<'s, State>) {
+        // It may be the last one, and whoever drops that ends every session, for which it locks them. So the lock, which
+        // is declared after it, goes first on every way out.
+        let manager = self.manager.upgrade();
+        let mut state = state;
         let now = now();
         if state.draining {
             return;
@@ -57,7 +61,7 @@ impl Session {
             let events = std::mem::take(&mut state.events);
             let inbound = state.inbound.clone();
             drop(state);
-            let rest = self.perform(events, inbound.as_deref());
+            let rest = self.perform(events, inbound.as_deref(), manager.as_ref());
             state = self.lock();
             self.offered(&mut state, rest, now);
         }
@@ -68,8 +72,10 @@ impl Session {
         {
             pusher.wake();
         }
-        self.leave_the_door(&mut state);
-        self.set_timer(&mut state);
+        if let Some(manager) = &manager {
+            self.leave_the_door(&mut state, manager);
+            self.set_timer(&mut state, manager);
+        }
         // An owner that heard of the end is let go of: it may hold the push half, and that holds the session.
         let heard = state.machine.is_over() && state.events.is_empty();
         let owner = state.inbound.take_if(|_| heard);
@@ -78,7 +84,12 @@ impl Session {
     }
 
     /// Does `events` in order; what is left if the owner took no more.
-    fn perform(self: &Arc<Self>, events: VecDeque<Event>, inbound: Option<&dyn Inbound>) -> VecDeque<Event> {
+    fn perform(
+        self: &Arc<Self>,
+        events: VecDeque<Event>,
+        inbound: Option<&dyn Inbound>,
+        manager: Option<&Arc<Inner>>,
+    ) -> VecDeque<Event> {
         let mut events = events.into_iter();
         while let Some(event) = events.next() {
             match (event, inbound) {
@@ -97,23 +108,23 @@ impl Session {
                     self.lock().stream.resumed(id.as_deref(), resumed);
                 }
                 (Event::Knock(device), _) => self.knock(device),
-                (Event::Verifier { device, hash }, _) => {
-                    let Some(manager) = self.manager.upgrade() else { continue };
+                (Event::Verifier { serial, device, hash }, _) => {
+                    let Some(manager) = manager else { continue };
                     let session = Arc::clone(self);
                     let authenticator = Arc::clone(&manager.authenticator);
                     manager.runtime.spawn(async move {
                         let verifier = authenticator.verifier(&device, hash).await;
-                        session.verified(verifier);
+                        session.verified(serial, verifier);
                     });
                 }
-                (Event::Authenticate { device, token }, _) => {
-                    let Some(manager) = self.manager.upgrade() else { continue };
+                (Event::Authenticate { serial, device, token }, _) => {
+                    let Some(manager) = manager else { continue };
                     let session = Arc::clone(self);
                     let authenticator = Arc::clone(&manager.authenticator);
                     manager.runtime.spawn(async move {
                         let credentials = Credentials::Device { device, token };
                         let principal = authenticator.authenticate(&credentials).await;
-                        session.authenticated(principal);
+                        session.authenticated(serial, principal);
                     });
                 }
                 // Without an owner there is nobody to tell.
@@ -145,31 +156,23 @@ impl Session {
     }
 
     /// Gives the place at the door back once the session is bound or over, and forgets it once nobody can ask for it.
-    fn leave_the_door(&self, state: &mut State) {
+    fn leave_the_door(&self, state: &mut State, manager: &Inner) {
         let over = state.machine.is_over();
         if (over || state.inbound.is_some())
             && let Some(place) = state.place.take()
-            && let Some(manager) = self.manager.upgrade()
         {
             manager.pending().leave(place);
         }
-        if over
-            && state.events.is_empty()
-            && state.tombstone.is_none_or(|until| now() >= until)
-            && let Some(manager) = self.manager.upgrade()
-        {
+        if over && state.events.is_empty() && state.tombstone.is_none_or(|until| now() >= until) {
             state.tombstone = None;
             manager.forget(&self.key);
         }
     }
 
-    fn set_timer(&self, state: &mut State) {
-        let ping_after = |manager: &Inner| {
-            let after = manager.config.ping_after?;
-            (state.machine.is_attached() && state.inbound.is_some()).then(|| state.heard + after)
-        };
-        let Some(manager) = self.manager.upgrade() else { return };
-        let ping = ping_after(&manager).filter(|at| *at > now());
+    fn set_timer(&self, state: &mut State, manager: &Inner) {
+        let reachable = state.machine.is_attached() && state.inbound.is_some();
+        let after = manager.config.ping_after.filter(|_| reachable);
+        let ping = after.map(|after| state.heard + after).filter(|at| *at > now());
         let again = state.stuck.map(|stuck| stuck.again);
         // While the owner is still to hear of the end, that is what to wake for.
         let forget = state.tombstone.filter(|_| again.is_none());

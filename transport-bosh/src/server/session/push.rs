@@ -176,7 +176,7 @@ impl Push for BoshPush {
             None => {
                 state.deadline = None;
                 state.machine.enforce_polling();
-                if let Some(manager) = manager {
+                if let Some(manager) = &manager {
                     state.machine.set_max_early(2 * manager.config.max_body);
                 }
                 state.stream.bound(true);

@@ -38,8 +38,8 @@ pub(super) enum Event {
     Confirmed(u64),
     Resume { id: Option<Box<str>>, session: SessionId },
     Ended(EndReason),
-    Verifier { device: DeviceId, hash: ScramHash },
-    Authenticate { device: DeviceId, token: Secret },
+    Verifier { serial: u64, device: DeviceId, hash: ScramHash },
+    Authenticate { serial: u64, device: DeviceId, token: Secret },
     Knock(DeviceId),
 }
 
@@ -129,6 +129,11 @@ impl State {
         self.open.swap_remove(at).reply.is_none()
     }
 
+    /// Whether its owner took the session, and it is not over.
+    pub(super) fn is_bound(&self) -> bool {
+        self.inbound.is_some() && !self.machine.is_over()
+    }
+
     pub(super) fn poll_reply(&mut self, id: ExchangeId, context: &mut Context<'_>) -> Poll<(u16, Bytes)> {
         let Some(at) = self.open.iter().position(|open| open.id == id) else { return Poll::Pending };
         let open = &mut self.open[at];
@@ -200,11 +205,11 @@ impl State {
     fn streamed(&mut self, output: StreamOutput) {
         match output {
             StreamOutput::Send(piece) => self.machine.send(piece),
-            StreamOutput::Verifier { device, hash } => {
-                self.events.push_back(Event::Verifier { device, hash })
+            StreamOutput::Verifier { serial, device, hash } => {
+                self.events.push_back(Event::Verifier { serial, device, hash })
             }
-            StreamOutput::Authenticate { device, token } => {
-                self.events.push_back(Event::Authenticate { device, token });
+            StreamOutput::Authenticate { serial, device, token } => {
+                self.events.push_back(Event::Authenticate { serial, device, token });
             }
             StreamOutput::Bind { device } => self.events.push_back(Event::Knock(device)),
             StreamOutput::Deliver(envelope) => self.tell(Event::Envelope(envelope)),
