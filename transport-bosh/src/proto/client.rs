@@ -5,10 +5,10 @@
 //!                     └──────── no answer, refusal, terminate, silence ──────────▶ Ended
 //! ```
 //!
-//! Requests are numbered without gaps (RID). At most `requests` of them are unanswered at once; one is kept at the
-//! connection manager, empty if there is nothing to say. An answer that is lost, late, or spoken by a proxy makes the
-//! same bytes go out again under the same RID, and the connection manager gives the same answer to both, so that every
-//! payload arrives once and in order, both ways, for as long as the session lives.
+//! Requests are numbered without gaps (RID). From the lowest unanswered one on, at most `requests` of them are made; one
+//! is kept at the connection manager, empty if there is nothing to say. An answer that is lost, late, or spoken by a
+//! proxy makes the same bytes go out again under the same RID, and the connection manager gives the same answer to both,
+//! so that every payload arrives once and in order, both ways, for as long as the session lives.
 //!
 //! The machine does no I/O and has no clock and no randomness: its driver hands it inputs with the time, and takes
 //! outputs until it gets [`Output::WakeAt`].
@@ -26,6 +26,7 @@ use self::{timing::timeout, wrapper::Wrapper};
 use crate::{
     exchange::{ExchangeErrorKind, Post, Reply},
     proto::rid::Rid,
+    wire::body::{MAX_ELEMENTS, count_elements},
 };
 
 mod end;
@@ -81,6 +82,7 @@ struct Request {
 #[derive(Debug)]
 struct Queued {
     text: String,
+    elements: usize,
     tag: Option<u64>,
 }
 
@@ -189,9 +191,7 @@ impl ClientMachine {
 
     /// Whether a payload handed in now would leave at once.
     pub fn has_room(&self) -> bool {
-        self.phase == Phase::Open
-            && self.queued_bytes < self.settings.max_request / 2
-            && self.unanswered() < self.granted.requests
+        self.phase == Phase::Open && self.queued_bytes < self.settings.max_request / 2 && self.in_window()
     }
 
     /// Bytes waiting to leave.
@@ -216,7 +216,8 @@ impl ClientMachine {
             Input::Send { payload, tag } => {
                 let text = wrapper::payload(&payload);
                 self.queued_bytes += text.len();
-                self.queue.push_back(Queued { text, tag });
+                let elements = count_elements(&text);
+                self.queue.push_back(Queued { text, elements, tag });
             }
             Input::Restart => self.restart = true,
             Input::Hold(hold) => self.hold = hold,
@@ -236,8 +237,10 @@ impl ClientMachine {
         self.outputs.pop_front().unwrap_or_else(|| Output::WakeAt(self.wake_at()))
     }
 
-    fn unanswered(&self) -> usize {
-        self.requests.iter().filter(|request| !matches!(request.state, State::Answered(_))).count()
+    /// Whether a request may be made. What is answered counts too while an earlier one is not: the peer keeps its last
+    /// `requests` answers (XEP-0124 §14.3), and one that is lost must not be the one before those.
+    fn in_window(&self) -> bool {
+        self.requests.len() < self.granted.requests
     }
 
     fn create(&mut self) {
@@ -291,7 +294,7 @@ impl ClientMachine {
         }
         if self.restart {
             // XEP-0206 §5: the next request after success, and empty.
-            if self.unanswered() < self.granted.requests {
+            if self.in_window() {
                 self.restart = false;
                 let rid = self.take_rid();
                 let body = wrapper::restart(&self.settings, &self.sid, rid, self.ack(rid));
@@ -299,11 +302,11 @@ impl ClientMachine {
             }
             return;
         }
-        while !self.queue.is_empty() && self.unanswered() < self.granted.requests {
+        while !self.queue.is_empty() && self.in_window() {
             self.add_payloads(Kind::Payloads);
         }
         // An empty request next to a held one would be overactivity (XEP-0124 §11).
-        if self.unanswered() == 0 && !self.hold && self.now >= self.poll_not_before {
+        if self.requests.is_empty() && !self.hold && self.now >= self.poll_not_before {
             let rid = self.take_rid();
             let body = wrapper::request(&self.sid, rid, self.ack(rid), false, std::iter::empty());
             self.add(rid, Kind::Poll, body, None);
@@ -313,10 +316,12 @@ impl ClientMachine {
     /// One request with as much of the queue as fits, in order.
     fn add_payloads(&mut self, kind: Kind) {
         let mut size = wrapper::OVERHEAD;
+        let mut elements = 0;
         let mut count = 0;
         for queued in &self.queue {
             size += queued.text.len();
-            if count > 0 && size > self.settings.max_request {
+            elements += queued.elements;
+            if count > 0 && (size > self.settings.max_request || elements > MAX_ELEMENTS) {
                 break;
             }
             count += 1;
@@ -541,7 +546,8 @@ impl ClientMachine {
         if let Some(payload) = payload {
             let text = wrapper::payload(payload);
             self.queued_bytes += text.len();
-            self.queue.push_back(Queued { text, tag: None });
+            let elements = count_elements(&text);
+            self.queue.push_back(Queued { text, elements, tag: None });
         }
         // XEP-0124 §11: one more than `requests` is allowed for this.
         self.add_payloads(Kind::Terminate);

@@ -186,18 +186,35 @@ pub struct Piece {
     pub xml: String,
     /// Whether it uses the prefix `stream`, which `<body/>` then declares (XEP-0206 §2).
     pub stream: bool,
+    /// How many elements it is.
+    pub(crate) elements: usize,
 }
 
 impl Piece {
     /// An element that declares what it uses.
     pub fn new(xml: impl Into<String>) -> Self {
-        Self { xml: xml.into(), stream: false }
+        Self::of(xml.into(), false)
     }
 
     /// An element with the prefix `stream`.
     pub fn with_stream_prefix(xml: impl Into<String>) -> Self {
-        Self { xml: xml.into(), stream: true }
+        Self::of(xml.into(), true)
     }
+
+    fn of(xml: String, stream: bool) -> Self {
+        let elements = count_elements(&xml);
+        Self { xml, stream, elements }
+    }
+}
+
+/// Elements of one body at which no further payload goes in: together they must not be more than a peer reads in one
+/// document, which is a thousand here. One payload always goes.
+pub(crate) const MAX_ELEMENTS: usize = 500;
+
+/// How many elements `xml` is, as this end writes it: with every `<` in text and attributes escaped, and nothing but
+/// tags.
+pub(crate) fn count_elements(xml: &str) -> usize {
+    xml.match_indices('<').filter(|(at, _)| xml.as_bytes().get(at + 1) != Some(&b'/')).count()
 }
 
 const EMPTY: &str = "<body xmlns='http://jabber.org/protocol/httpbind'/>";

@@ -72,10 +72,12 @@ impl<P> Manager<P> {
     fn take_out(&mut self) -> Vec<Piece> {
         let budget = self.terms.max_body.saturating_sub(body::OVERHEAD);
         let mut size = 0;
+        let mut elements = 0;
         let mut count = 0;
         for piece in &self.out {
             size += piece.xml.len();
-            if count > 0 && size > budget {
+            elements += piece.elements;
+            if count > 0 && (size > budget || elements > body::MAX_ELEMENTS) {
                 size -= piece.xml.len();
                 break;
             }

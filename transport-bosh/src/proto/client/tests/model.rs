@@ -32,7 +32,8 @@ struct Manager {
 }
 
 impl Manager {
-    fn request(&mut self, now: Time, copy: u64, rid: u64, payloads: Vec<String>) {
+    /// `awaited`: the client waits for the answer to this very copy.
+    fn request(&mut self, now: Time, copy: u64, rid: u64, payloads: Vec<String>, awaited: bool) {
         if let Some(document) = self.answered.get(&rid) {
             self.answers.push((copy, document.clone()));
             return;
@@ -41,6 +42,10 @@ impl Manager {
             // The old copy gets the recoverable error, the new one is held.
             let old = std::mem::replace(&mut held.1, copy);
             self.answers.push((old, body("type='error'", "")));
+            return;
+        }
+        if rid <= self.last && !awaited {
+            // What went astray on the network says nothing about the client.
             return;
         }
         if rid <= self.last || rid > self.last + REQUESTS {
@@ -67,6 +72,8 @@ impl Manager {
         if let Some((rid, copy, _)) = self.held.pop_front() {
             let document = body("", &inside);
             self.answered.insert(rid, document.clone());
+            // XEP-0124 §14.3 asks for no more.
+            self.answered.retain(|kept, _| kept + REQUESTS > rid);
             self.answers.push((copy, document));
         }
     }
@@ -251,7 +258,12 @@ impl World {
             let due: Vec<(Time, u64)> = self.events.range(..=(next, u64::MAX)).map(|(key, _)| *key).collect();
             for key in due {
                 match self.events.remove(&key).unwrap() {
-                    Event::Request { copy, rid, payloads } => self.manager.request(next, copy, rid, payloads),
+                    Event::Request { copy, rid, payloads } => {
+                        let exchange = self.copies.get(&copy).map(|(exchange, _)| *exchange);
+                        let awaited =
+                            exchange.is_some_and(|exchange| self.rig.machine.posted(exchange).is_some());
+                        self.manager.request(next, copy, rid, payloads, awaited);
+                    }
                     Event::Broken { copy } => {
                         let (exchange, _) = self.copies[&copy];
                         self.rig_at(Input::Failed { exchange, kind: ExchangeErrorKind::Interrupted });
@@ -364,4 +376,25 @@ proptest! {
         }
         rig.pass(seconds(1_000));
     }
+}
+
+#[test]
+fn f20_an_answer_that_is_lost_is_still_there_however_much_is_to_be_said_meanwhile() {
+    // The poll arrives and its answer does not; all the rest is well.
+    let mut fates = vec![Fate::Arrives { there: 5, back: 5 }; 100];
+    fates[0] = Fate::Silent { arrives: true };
+    let mut world = World::new(fates);
+    let all: Vec<String> = (1..=16).map(|n| n.to_string()).collect();
+    world.run_until(10);
+    world.manager.out.push_back("pushed".to_owned());
+    world.manager.pump();
+    for (tag, text) in (1..).zip(&all) {
+        world.rig_at(Input::Send { payload: stanza(text.as_str()), tag: Some(tag) });
+        world.run_until(world.now + 50);
+    }
+    world.run_until(world.now + 120_000);
+    assert!(!world.manager.gone, "the client asked for an answer that the peer keeps no longer");
+    assert_eq!(world.rig.ended, None);
+    assert_eq!(world.manager.received, all);
+    assert_eq!(world.rig.texts(), ["pushed"]);
 }

@@ -336,3 +336,48 @@ fn confirmed_is_what_was_carried_by_an_answered_request() {
     rig.empty(1_005);
     assert_eq!(rig.confirmed, 4);
 }
+
+#[test]
+fn i5_requests_are_counted_from_the_lowest_unanswered_one() {
+    let mut rig = Rig::open();
+    rig.send("one");
+    rig.empty(1_003);
+    assert!(!rig.machine.has_room());
+    rig.send("two");
+    rig.send("three");
+    assert_eq!(rig.rids(), [1_002], "the peer would keep the answer to it no longer");
+    rig.empty(1_002);
+    assert_eq!(rig.rids(), [1_004]);
+    assert_eq!(rig.posts[0].texts(), ["two", "three"]);
+    // One more is allowed for the goodbye (XEP-0124 §11).
+    rig.send("four");
+    rig.empty(1_005);
+    rig.input(Input::Close { payload: None });
+    assert_eq!(rig.rids(), [1_004, 1_006]);
+}
+
+#[test]
+fn b2_a_request_has_no_more_elements_than_a_peer_reads() {
+    let mut rig = Rig::open();
+    rig.send("in the window");
+    let children = 64;
+    for _ in 0..32 {
+        let payload =
+            (0..children).fold(stanza(""), |stanza, _| stanza.with_child(Element::new("urn:x", "x")));
+        rig.input(Input::Send { payload, tag: None });
+    }
+    let mut payloads = 0;
+    for rid in 1_002.. {
+        if payloads == 32 || rid > 1_020 {
+            break;
+        }
+        if rid >= 1_004 {
+            let posted = rig.posts.iter().find(|posted| posted.rid() == rid).expect("what is left goes on");
+            let inside = posted.body.children().count();
+            assert!(inside * (children + 1) <= 500, "{inside} payloads in one request");
+            payloads += inside;
+        }
+        rig.empty(rid);
+    }
+    assert_eq!(payloads, 32);
+}

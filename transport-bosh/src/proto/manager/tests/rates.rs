@@ -1,5 +1,7 @@
 //! Bounds.
 
+use relay_core::xml::Element;
+
 use super::*;
 
 #[test]
@@ -148,4 +150,31 @@ fn an_idle_session_keeps_little() {
     d.post(50, &[]);
     assert!(d.manager.buffered() < 512, "{} bytes", d.manager.buffered());
     assert!(size_of::<Manager<()>>() <= 640, "{} bytes", size_of::<Manager<()>>());
+}
+
+#[test]
+fn b2_an_answer_has_no_more_elements_than_a_peer_reads() {
+    let mut d = Driver::new();
+    // 64 requests of 16 objects each, as they come when many wait for one device.
+    let payload = format!("<iq xmlns='jabber:client'><query>{}</query></iq>", "<object/>".repeat(16));
+    for _ in 0..64 {
+        d.manager.push(Piece::new(payload.as_str()));
+    }
+    let mut arrived = 0;
+    for offset in 1..10 {
+        d.post(offset, &[]);
+        for (_, answer) in d.answers() {
+            let limits = Limits::default();
+            let body = Element::parse(answer.as_bytes(), &limits).expect("a peer can read every answer");
+            assert!(answer.matches("<object/>").count() + 2 * body.children().count() <= 500);
+            arrived += body.children().count();
+        }
+    }
+    assert_eq!(arrived, 64, "all go, one answer after the other");
+    // One payload always goes, whatever is in it.
+    let large = format!("<iq xmlns='jabber:client'>{}</iq>", "<object/>".repeat(600));
+    d.manager.push(Piece::new(large.as_str()));
+    d.manager.push(Piece::new("<next/>"));
+    d.post(10, &[]);
+    assert!(d.answers().iter().any(|(_, answer)| *answer == with(&large)));
 }
