@@ -1,11 +1,6 @@
 //! `/http-bind`: the connection manager's door.
 
-use std::{
-    future::{Future, poll_fn},
-    pin::Pin,
-    sync::atomic::Ordering::Relaxed,
-    task::Poll,
-};
+use std::{future::Future, sync::atomic::Ordering::Relaxed};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use transport_bosh::{Post, Reply as BoshReply};
@@ -41,19 +36,12 @@ pub(super) fn exchange(call: Call) -> impl Future<Output = Result<Reply, Problem
         app.metrics.bosh_posts.fetch_add(1, Relaxed);
         let bytes =
             body::read(body, app.limits.max_bosh_body, &app).await.map_err(Problem::for_any_origin)?;
-        let mut exchange = app.bosh.exchange(Post::new(bytes, peer.address, peer.secure));
-        // Held means that the manager knows the session: this is no stranger's connection.
-        let reply = match poll_fn(|cx| Poll::Ready(Pin::new(&mut exchange).poll(cx))).await {
-            Poll::Ready(reply) => reply,
-            Poll::Pending => {
-                place.trust();
-                exchange.await
-            }
-        };
-        if !reply.close && reply.status == 200 {
+        let exchange = app.bosh.exchange(Post::new(bytes, peer.address, peer.secure));
+        // Anybody can have a session made and a request of it held: a device that logged in is no stranger.
+        if exchange.is_bound() {
             place.trust();
         }
-        Ok(to_http(reply))
+        Ok(to_http(exchange.await))
     }
 }
 
