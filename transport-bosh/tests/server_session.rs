@@ -4,12 +4,17 @@ mod server_support;
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex},
+    pin::pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use relay_core::{
-    conformance::{Event, Owner},
+    conformance::{Event, Owner, PATIENCE},
     envelope::Envelope,
     error::ErrorKind,
     ids::{DeviceId, Method, RequestId, SessionId},
@@ -214,7 +219,7 @@ impl Inbound for Echo {
         {
             let mut queue = Once(Some(Envelope::Ack { id, disposition: Disposition::Accepted }));
             let mut pushing = push.push(&mut queue);
-            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            let mut context = Context::from_waker(Waker::noop());
             assert!(pushing.as_mut().poll(&mut context).is_ready(), "there is room: a request is there");
         }
         *self.0.lock().unwrap() = Some(push);
@@ -575,4 +580,33 @@ async fn t36_a_session_that_is_over_leaves_nothing_behind() {
     assert_eq!(Arc::strong_count(&alive), 1, "owner and session held each other");
     tokio::time::sleep(Duration::from_secs(11)).await;
     assert_eq!(bench.manager.sessions(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_handle_may_go_while_a_session_is_at_work() {
+    for round in 0..100 {
+        let mut bench = Bench::new();
+        // One whose pushes need no request that is held.
+        let (_client, mut owner) = bench.bind("dev1", "wait='0' hold='0' ver='1.11'").await;
+        let (ended, end) = std::sync::mpsc::channel();
+        let pushed = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&pushed);
+        std::thread::spawn(move || {
+            let mut context = Context::from_waker(Waker::noop());
+            loop {
+                let mut envelopes = VecDeque::from([ack("r1")]);
+                match pin!(owner.push(&mut envelopes)).poll(&mut context) {
+                    Poll::Ready(Ok(())) => drop(count.fetch_add(1, Ordering::SeqCst)),
+                    Poll::Ready(Err(_)) => break,
+                    Poll::Pending => std::thread::yield_now(),
+                }
+            }
+            let _ = ended.send(());
+        });
+        while pushed.load(Ordering::SeqCst) <= round {
+            std::hint::spin_loop();
+        }
+        drop(bench);
+        end.recv_timeout(PATIENCE).expect("the session is not locked for ever, and ends");
+    }
 }

@@ -338,7 +338,7 @@ fn confirmed_is_what_was_carried_by_an_answered_request() {
 }
 
 #[test]
-fn i5_requests_are_counted_from_the_lowest_unanswered_one() {
+fn k2_requests_are_counted_from_the_lowest_unanswered_one() {
     let mut rig = Rig::open();
     rig.send("one");
     rig.empty(1_003);
