@@ -107,8 +107,9 @@ async fn a_request_is_held_until_there_is_something_to_say() {
     send(&mut held, &session.next("")).await;
     // Longer than a head or a stranger's rest may take: held is neither.
     assert!(held.is_open_after(Duration::from_millis(600)).await);
-    let body = session.next(AUTH);
-    let later = post(&mut wire, &body).await;
+    // The connection that the session was made on rested meanwhile, and a stranger's rest is short.
+    wire.closed().await;
+    let later = post(&mut rig.wire().await, &session.next(AUTH)).await;
     let held = held.read().await.unwrap();
     // Which of the two has it is the connection manager's to choose; both are answered.
     let challenges = [&held, &later].map(|got| String::from_utf8_lossy(&got.body).contains("<challenge"));
