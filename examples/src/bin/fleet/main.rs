@@ -2,7 +2,7 @@
 //! forwarder under the same load, on this machine and in this run. Ends with an error if it is over budget.
 //!
 //! ```text
-//! cargo build --release -p server-sdk --features relay --bin relay -p examples --bin fleet --bin bare-forwarder
+//! cargo build --release -p server-sdk --features server-sdk/jemalloc --bin relay -p examples --bin fleet --bin bare-forwarder
 //! target/release/fleet
 //! ```
 //!
@@ -51,6 +51,10 @@ struct Options {
     /// The relay's program; the one beside this one if left out.
     #[arg(long)]
     relay: Option<PathBuf>,
+    /// How many times its budget the CPU per request may be before this ends with an error. 1 is the budget; more is
+    /// for a gate that keeps what was reached while the budget is not.
+    #[arg(long, default_value_t = 1.0)]
+    cpu_slack: f64,
     /// Where to put the numbers as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -64,7 +68,7 @@ fn main() -> ExitCode {
     match measure(&options) {
         Ok(report) => {
             print!("{report}");
-            if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            if report.within(options.cpu_slack) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
             eprintln!("fleet: {error}");

@@ -50,10 +50,15 @@ enum Budget {
 
 impl Row {
     fn holds(&self) -> bool {
+        self.within(1.0)
+    }
+
+    /// Whether it is within its budget, if that is one of CPU `slack` times it.
+    fn within(&self, slack: f64) -> bool {
         match self.budget {
             None => true,
             Some(Budget::Value(most)) => self.relay <= most,
-            Some(Budget::Ratio(most)) => self.relay / self.bare <= most,
+            Some(Budget::Ratio(most)) => self.relay / self.bare <= most * slack,
         }
     }
 }
@@ -100,6 +105,11 @@ impl Report {
 
     pub(crate) fn holds(&self) -> bool {
         self.rows.iter().all(Row::holds)
+    }
+
+    /// Whether everything is within its budget, and CPU within `slack` times its.
+    pub(crate) fn within(&self, slack: f64) -> bool {
+        self.rows.iter().all(|row| row.within(slack))
     }
 
     pub(crate) fn json(&self) -> Value {
@@ -183,9 +193,10 @@ mod tests {
         let bare = [run(10.0, 10.0)];
         let heavy = Report::new(1, 1, &[run(14.1, 10.0)], &bare);
         assert!(!heavy.holds());
+        assert!(!heavy.within(2.0), "there is no slack for memory");
         assert_eq!(heavy.to_string().matches("EXCEEDED").count(), 1);
         let slow = Report::new(1, 1, &[run(10.0, 15.1)], &bare);
-        assert!(!slow.holds());
+        assert!(!slow.holds() && slow.within(1.01) && !slow.within(1.005));
         assert_eq!(slow.json()["holds"], false);
     }
 }

@@ -13,10 +13,10 @@ use clap::Parser;
 
 use arguments::{Arguments, Command};
 
-// A request is some dozens of small allocations that another thread frees; glibc's costs twice as much for those, and
-// gives less back.
+// A request is some dozens of small allocations, which another thread may free.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
