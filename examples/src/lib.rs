@@ -3,6 +3,11 @@
 
 pub mod printer;
 
+/// The code in the front page compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+mod front_page {}
+
 /// Ctrl-C, or SIGTERM.
 ///
 /// # Errors
