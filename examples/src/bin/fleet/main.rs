@@ -29,7 +29,7 @@ use tokio::{task::LocalSet, time::Instant};
 
 use crate::{
     load::{Fleet, Shape, Target},
-    report::{Calls, Report, Run},
+    report::{Calls, Report, Run, Slack},
     server::Server,
 };
 
@@ -55,6 +55,9 @@ struct Options {
     /// for a gate that keeps what was reached while the budget is not.
     #[arg(long, default_value_t = 1.0)]
     cpu_slack: f64,
+    /// The same for memory.
+    #[arg(long, default_value_t = 1.0)]
+    memory_slack: f64,
     /// Where to put the numbers as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -68,7 +71,11 @@ fn main() -> ExitCode {
     match measure(&options) {
         Ok(report) => {
             print!("{report}");
-            if report.within(options.cpu_slack) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            if report.within(Slack { memory: options.memory_slack, cpu: options.cpu_slack }) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
         }
         Err(error) => {
             eprintln!("fleet: {error}");

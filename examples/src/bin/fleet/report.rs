@@ -48,17 +48,29 @@ enum Budget {
     Ratio(f64),
 }
 
+/// How many times its budget a figure may be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slack {
+    pub(crate) memory: f64,
+    pub(crate) cpu: f64,
+}
+
+impl Default for Slack {
+    fn default() -> Self {
+        Self { memory: 1.0, cpu: 1.0 }
+    }
+}
+
 impl Row {
     fn holds(&self) -> bool {
-        self.within(1.0)
+        self.within(Slack::default())
     }
 
-    /// Whether it is within its budget, if that is one of CPU `slack` times it.
-    fn within(&self, slack: f64) -> bool {
+    fn within(&self, slack: Slack) -> bool {
         match self.budget {
             None => true,
-            Some(Budget::Value(most)) => self.relay <= most,
-            Some(Budget::Ratio(most)) => self.relay / self.bare <= most * slack,
+            Some(Budget::Value(most)) => self.relay <= most * slack.memory,
+            Some(Budget::Ratio(most)) => self.relay / self.bare <= most * slack.cpu,
         }
     }
 }
@@ -107,8 +119,8 @@ impl Report {
         self.rows.iter().all(Row::holds)
     }
 
-    /// Whether everything is within its budget, and CPU within `slack` times its.
-    pub(crate) fn within(&self, slack: f64) -> bool {
+    /// Whether everything is within `slack` times its budget.
+    pub(crate) fn within(&self, slack: Slack) -> bool {
         self.rows.iter().all(|row| row.within(slack))
     }
 
@@ -193,10 +205,12 @@ mod tests {
         let bare = [run(10.0, 10.0)];
         let heavy = Report::new(1, 1, &[run(14.1, 10.0)], &bare);
         assert!(!heavy.holds());
-        assert!(!heavy.within(2.0), "there is no slack for memory");
+        let memory = |memory| Slack { memory, cpu: 1.0 };
+        assert!(heavy.within(memory(1.01)) && !heavy.within(memory(1.005)));
         assert_eq!(heavy.to_string().matches("EXCEEDED").count(), 1);
         let slow = Report::new(1, 1, &[run(10.0, 15.1)], &bare);
-        assert!(!slow.holds() && slow.within(1.01) && !slow.within(1.005));
+        let cpu = |cpu| Slack { memory: 1.0, cpu };
+        assert!(!slow.holds() && slow.within(cpu(1.01)) && !slow.within(cpu(1.005)));
         assert_eq!(slow.json()["holds"], false);
     }
 }
