@@ -46,7 +46,7 @@ pub const MAX_WRONG_PINS: u32 = 5;
 /// - `now` comes from the caller, so that a store has no clock.
 /// - Nothing here may block the thread that polls it.
 ///
-/// [`suite`] is the definition in tests.
+/// The module `suite` (feature `conformance`) is the definition in tests.
 ///
 /// # Cancel safety
 /// Of every method: dropped half-way, its change is made whole or not at all, and which is not known.

@@ -24,7 +24,12 @@ const MAX_KEEPALIVE: Duration = Duration::from_secs(24 * 60 * 60);
 /// What is wrong with a registration, and where.
 pub type InvalidRegistration = InvalidJson;
 
-/// What a device says of itself. [`Registration`] is one that is within bounds.
+/// What a device says of itself. Everything is optional; what an administrator prepared wins over what the device says.
+/// [`Registration`] is one that is within bounds.
+///
+/// ```
+/// let printer = relay_core::store::Description::new().name("Copy room").model("Example 7000").location("2nd floor");
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Description {
@@ -58,6 +63,62 @@ pub struct Description {
     /// The LAN that it stands in, if it is a gateway.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub site: Option<SiteId>,
+}
+
+impl Description {
+    /// One that says nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What people call it.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// What its maker calls it.
+    #[must_use]
+    pub fn model(mut self, model: impl Into<String>) -> Self {
+        self.model = Some(model.into());
+        self
+    }
+
+    /// Its MAC address.
+    #[must_use]
+    pub fn mac(mut self, mac: impl Into<String>) -> Self {
+        self.mac = Some(mac.into());
+        self
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn location(mut self, location: impl Into<String>) -> Self {
+        self.location = Some(location.into());
+        self
+    }
+
+    /// Something that it can do.
+    #[must_use]
+    pub fn capability(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.capabilities.insert(name.into(), value.into());
+        self
+    }
+
+    /// A document type that it prints: `application/pdf`, say.
+    #[must_use]
+    pub fn format(mut self, format: impl Into<String>) -> Self {
+        self.formats.push(format.into());
+        self
+    }
+
+    /// An account that it says it belongs to.
+    #[must_use]
+    pub fn account(mut self, account: AccountId) -> Self {
+        self.accounts.push(account);
+        self
+    }
 }
 
 /// A named function of a device, and where its channel is opened (A2).
