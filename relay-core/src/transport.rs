@@ -19,7 +19,10 @@
 //!
 //! The conformance kit (feature `conformance`) is the definition of what a transport promises.
 
-use std::{fmt, future::Future, net::IpAddr, pin::Pin, sync::Arc, time::Duration, time::Instant};
+use std::{
+    collections::VecDeque, fmt, future::Future, net::IpAddr, pin::Pin, sync::Arc, time::Duration,
+    time::Instant,
+};
 
 use async_trait::async_trait;
 
@@ -263,6 +266,17 @@ pub trait Queue: Send {
     /// Takes the next envelope. The first one taken in a session has number 1, the next 2, and so on; see
     /// [`Inbound::confirmed`].
     fn take(&mut self) -> Option<Envelope>;
+}
+
+/// A plain list, for owners that need no more.
+impl Queue for VecDeque<Envelope> {
+    fn next_cost(&mut self) -> Option<usize> {
+        self.front().map(Envelope::cost)
+    }
+
+    fn take(&mut self) -> Option<Envelope> {
+        self.pop_front()
+    }
 }
 
 /// Where what a peer says goes.

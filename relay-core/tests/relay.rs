@@ -15,7 +15,7 @@ use relay_core::{
     memory::{self, MemoryConnector},
     outcome::{Disposition, Outcome, RequestError},
     relay::{RelayConfig, State, Translate},
-    transport::{ConnectOptions, Connector, EndReason, Full, Inbound, Push, Queue, Started},
+    transport::{ConnectOptions, Connector, EndReason, Full, Inbound, Push, Started},
 };
 use tokio::sync::mpsc;
 
@@ -74,17 +74,6 @@ impl Inbound for Ears {
     }
 }
 
-struct One(VecDeque<Envelope>);
-
-impl Queue for One {
-    fn next_cost(&mut self) -> Option<usize> {
-        self.0.front().map(Envelope::cost)
-    }
-    fn take(&mut self) -> Option<Envelope> {
-        self.0.pop_front()
-    }
-}
-
 impl Device {
     async fn connect(connector: &MemoryConnector, name: &str, resume: Option<SessionId>) -> Self {
         Self::connect_deaf(connector, name, resume, false).await
@@ -108,8 +97,8 @@ impl Device {
     }
 
     async fn say(&mut self, envelope: Envelope) {
-        let mut queue = One(VecDeque::from([envelope]));
-        while !queue.0.is_empty() {
+        let mut queue = VecDeque::from([envelope]);
+        while !VecDeque::is_empty(&queue) {
             self.push.push(&mut queue).await.unwrap();
         }
     }

@@ -16,7 +16,7 @@
 //!
 //! It is an example: the line is not encrypted, so it belongs on a loopback address or inside a tunnel.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use relay_core::{
@@ -407,7 +407,7 @@ impl Lines {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    use demo::{Ears, OneDevice, Waiting};
+    use demo::{Ears, OneDevice};
     use relay_core::{Call, Relay, Request, Response, ids::ObjectId, relay::State};
 
     let (name, token) = (DeviceId::new("printer-1")?, Secret::random());
@@ -432,7 +432,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("device: asked to {} {}", request.method, request.objects[0]);
             let response = Response::with_body(relay_core::Body::text("73"));
             let answer = Envelope::Response { id, response, acknowledge: false };
-            if push.push(&mut Waiting(Some(answer))).await.is_err() {
+            if push.push(&mut VecDeque::from([answer])).await.is_err() {
                 break;
             }
         }
@@ -495,17 +495,6 @@ mod demo {
         }
         fn ended(&self, reason: EndReason) {
             println!("device: the session ended ({reason:?})");
-        }
-    }
-
-    pub(super) struct Waiting(pub(super) Option<Envelope>);
-
-    impl Queue for Waiting {
-        fn next_cost(&mut self) -> Option<usize> {
-            self.0.as_ref().map(Envelope::cost)
-        }
-        fn take(&mut self) -> Option<Envelope> {
-            self.0.take()
         }
     }
 }

@@ -32,7 +32,8 @@ impl<W, H: Clone> Shard<W, H> {
             _ => return Err(RequestError::DeviceOffline),
         };
         if request.objects.len() > Request::MAX_OBJECTS {
-            return Err(RequestError::Refused("the request names more than 256 objects".into()));
+            let words = format!("the request names more than {} objects", Request::MAX_OBJECTS);
+            return Err(RequestError::Refused(words.into()));
         }
         let size = request.body.as_ref().map_or(0, |body| body.bytes.len());
         if size > session.max_body {

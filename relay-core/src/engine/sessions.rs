@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use super::{
-    DeviceKey, Effect, SessionKey, Shard, Timer,
+    DeviceKey, Effect, Pending, SessionKey, Shard, Timer,
     calls::pump,
     device::{Device, Session},
-    outbox::Outbox,
+    outbox::{Outbox, Room},
 };
 use crate::{
     envelope::Envelope,
@@ -92,14 +92,8 @@ impl<W, H: Clone> Shard<W, H> {
             unconfirmed: std::collections::VecDeque::new(),
         };
         let resumed = resume.is_some_and(|wanted| go_on_with(&mut session, &mut known.former, &wanted));
-        for envelope in control {
-            session.outbox.push_control(envelope);
-        }
-        for request in requests {
-            if let Some(pending) = self.pending.get(&request) {
-                session.outbox.push_request(room, request, pending.cost());
-            }
-        }
+        let cost = |id: &RequestId| self.pending.get(id).map(Pending::cost);
+        refill(&mut session, room, control, requests, cost);
         let opened = Opened { id: session.ids[0].clone(), resumed, epoch: known.epoch };
         known.session = Some(Box::new(session));
         Ok(opened)
@@ -205,14 +199,8 @@ impl<W, H: Clone> Shard<W, H> {
         session.attached = false;
         session.detached.get_or_insert(now);
         let (again, rest, control) = dissolve(session);
-        for envelope in control {
-            session.outbox.push_control(envelope);
-        }
-        for request in again.into_iter().chain(rest) {
-            if let Some(pending) = self.pending.get(&request) {
-                session.outbox.push_request(room, request, pending.cost());
-            }
-        }
+        let cost = |id: &RequestId| self.pending.get(id).map(Pending::cost);
+        refill(session, room, control, again.into_iter().chain(rest), cost);
         if session.resume_window.is_none() {
             session.resume_window = Some(self.timers.arm(at, Timer::ResumeWindow(key)));
         }
@@ -334,4 +322,22 @@ fn dissolve<H>(session: &mut Session<H>) -> (Vec<RequestId>, Vec<RequestId>, Vec
     let again = std::mem::take(&mut session.unconfirmed).into_iter().map(|(_, id)| id).collect();
     let (rest, control) = session.outbox.drain();
     (again, rest, control)
+}
+
+/// Puts what was taken out of a session into one: verdicts, then requests in order, but for those that are over.
+fn refill<H>(
+    session: &mut Session<H>,
+    room: Room,
+    control: Vec<Envelope>,
+    requests: impl IntoIterator<Item = RequestId>,
+    cost: impl Fn(&RequestId) -> Option<usize>,
+) {
+    for envelope in control {
+        session.outbox.push_control(envelope);
+    }
+    for id in requests {
+        if let Some(cost) = cost(&id) {
+            session.outbox.push_request(room, id, cost);
+        }
+    }
 }

@@ -13,7 +13,7 @@ use relay_core::{
     envelope::Envelope,
     ids::{DeviceId, RequestId},
     memory::{self, MemoryConnector},
-    transport::{CloseReason, ConnectOptions, Connector, EndReason, Full, Inbound, Queue, Session, Started},
+    transport::{CloseReason, ConnectOptions, Connector, EndReason, Full, Inbound, Session, Started},
 };
 use serde_json::Value;
 use server_sdk::relay::{Server, ServerConfig};
@@ -200,16 +200,7 @@ impl Device {
 
     /// Sends on the session.
     pub async fn push(&mut self, envelope: Envelope) {
-        struct One(Option<Envelope>);
-        impl Queue for One {
-            fn next_cost(&mut self) -> Option<usize> {
-                self.0.as_ref().map(Envelope::cost)
-            }
-            fn take(&mut self) -> Option<Envelope> {
-                self.0.take()
-            }
-        }
-        self.session.push.push(&mut One(Some(envelope))).await.unwrap();
+        self.session.push.push(&mut std::collections::VecDeque::from([envelope])).await.unwrap();
     }
 
     /// Answers in the session.
