@@ -1,0 +1,8 @@
+//! The whole device against the real engine, over the in-memory transport, in paused time.
+
+mod answers;
+mod control;
+mod handlers;
+mod session;
+mod wire;
+mod world;

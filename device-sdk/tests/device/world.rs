@@ -1,0 +1,224 @@
+//! A relay and what a device says to it, in this process.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use device_sdk::{
+    Builder, Device, DeviceId, Event, Events, HttpError, HttpErrorKind, ObjectId, Registration, RelayHttp,
+    Request, RequestId, Response, Router, Verdict,
+};
+use relay_core::{
+    Call, Relay,
+    auth::{AuthError, Authenticator, Credentials, Principal, ScramHash, ScramVerifier, Secret},
+    error::{ErrorKind, TransportError},
+    ids::SessionId,
+    memory::{self, MemoryConnector},
+    outcome::RequestError,
+    relay::{Answer, State},
+    transport::{ConnectOptions, Connector, Session, TransportInfo},
+};
+
+pub(crate) const PIN: &str = "12345678";
+pub(crate) const TOKEN: &str = "token";
+
+pub(crate) fn device_id() -> DeviceId {
+    DeviceId::new("printer-1").unwrap()
+}
+
+/// Lets in whoever shows the token.
+#[derive(Debug)]
+struct Door;
+
+#[async_trait]
+impl Authenticator for Door {
+    async fn authenticate(&self, credentials: &Credentials) -> Result<Principal, AuthError> {
+        match credentials {
+            Credentials::Device { device, token } if token.expose() == TOKEN => {
+                Ok(Principal::Device(device.clone()))
+            }
+            _ => Err(AuthError::Rejected),
+        }
+    }
+
+    async fn verifier(&self, _: &DeviceId, _: ScramHash) -> Result<ScramVerifier, AuthError> {
+        Err(AuthError::Unavailable)
+    }
+}
+
+/// A relay that can be stopped and started anew, and what the device said to it.
+#[derive(Debug, Clone)]
+pub(crate) struct World(pub(crate) Arc<Inner>);
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    relay: Mutex<(Relay, MemoryConnector)>,
+    calls: Mutex<Vec<String>>,
+    pin: Mutex<Option<String>>,
+    /// Nothing reaches the relay.
+    pub(crate) down: AtomicBool,
+    /// So many answers by HTTP are lost before one arrives.
+    pub(crate) lose: AtomicUsize,
+}
+
+fn start_relay() -> (Relay, MemoryConnector) {
+    let (connector, listener) = memory::transport(Arc::new(Door));
+    let relay = Relay::builder().build();
+    let serving = relay.clone();
+    tokio::spawn(async move { serving.serve(Box::new(listener)).await });
+    (relay, connector)
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Inner {
+            relay: Mutex::new(start_relay()),
+            calls: Mutex::default(),
+            pin: Mutex::new(Some(PIN.to_owned())),
+            down: AtomicBool::new(false),
+            lose: AtomicUsize::new(0),
+        }))
+    }
+
+    pub(crate) fn relay(&self) -> Relay {
+        self.0.relay.lock().unwrap().0.clone()
+    }
+
+    fn connector(&self) -> MemoryConnector {
+        self.0.relay.lock().unwrap().1.clone()
+    }
+
+    /// The relay dies without a word, and another with nothing in its memory takes its place.
+    pub(crate) fn restart_relay(&self) {
+        let before = std::mem::replace(&mut *self.0.relay.lock().unwrap(), start_relay());
+        before.1.cut(&device_id());
+    }
+
+    fn log(&self, call: impl Into<String>) -> Result<(), HttpError> {
+        if self.0.down.load(Ordering::SeqCst) {
+            return Err(HttpError::new(HttpErrorKind::Unreachable, "down"));
+        }
+        self.calls().push(call.into());
+        Ok(())
+    }
+
+    pub(crate) fn calls(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.calls.lock().unwrap()
+    }
+
+    pub(crate) fn count(&self, call: &str) -> usize {
+        self.calls().iter().filter(|made| made.starts_with(call)).count()
+    }
+
+    pub(crate) fn device(&self, router: Router) -> Builder {
+        Device::builder("https://relay.test", "printer-1")
+            .token(TOKEN)
+            .router(router)
+            .connector(Arc::new(self.clone()))
+            .relay_http(Arc::new(self.clone()))
+    }
+
+    pub(crate) async fn ask(&self, request: Request) -> Result<Answer, RequestError> {
+        self.relay().request(Call::new(request)).await.map_err(|error| error.error)
+    }
+
+    pub(crate) async fn get(&self, object: &str) -> Result<String, RequestError> {
+        let answer = self.ask(Request::get(device_id(), ObjectId::new(object).unwrap())).await?;
+        Ok(words(&answer.response))
+    }
+
+    pub(crate) fn state(&self) -> Option<State> {
+        self.relay().presence(&device_id()).map(|presence| presence.state)
+    }
+}
+
+pub(crate) fn words(response: &Response) -> String {
+    let body = response.body.as_ref().map_or("", |body| std::str::from_utf8(&body.bytes).unwrap());
+    format!("{} {body}", response.status.as_str())
+}
+
+#[async_trait]
+impl Connector for World {
+    fn info(&self) -> TransportInfo {
+        self.connector().info()
+    }
+
+    async fn connect(&self, options: ConnectOptions) -> Result<Session, TransportError> {
+        let resuming = if options.resume.is_some() { "connect resuming" } else { "connect" };
+        self.log(resuming).map_err(|_| TransportError::new("memory", ErrorKind::Unreachable, "down"))?;
+        let connector = self.connector();
+        connector.connect(options).await
+    }
+}
+
+#[async_trait]
+impl RelayHttp for World {
+    async fn enroll(&self, device: &DeviceId, pin: &Secret) -> Result<Secret, HttpError> {
+        self.log("enroll")?;
+        let mut good = self.0.pin.lock().unwrap();
+        if good.as_deref() != Some(pin.expose()) {
+            return Err(HttpError::new(HttpErrorKind::Unauthenticated, "not accepted"));
+        }
+        *good = None;
+        self.relay().know(device);
+        Ok(Secret::new(TOKEN))
+    }
+
+    async fn register(
+        &self,
+        device: &DeviceId,
+        token: &Secret,
+        registration: &Registration,
+    ) -> Result<(), HttpError> {
+        self.log(format!("register {}", registration.name.as_deref().unwrap_or("")))?;
+        if token.expose() != TOKEN {
+            return Err(HttpError::new(HttpErrorKind::Unauthenticated, "not accepted"));
+        }
+        self.relay().registered(device, registration.keepalive);
+        Ok(())
+    }
+
+    async fn alive(&self, device: &DeviceId, _: &Secret, session: &SessionId) -> Result<bool, HttpError> {
+        self.log("alive")?;
+        if !self.relay().knows(device) {
+            return Err(HttpError::new(HttpErrorKind::UnknownDevice, "unknown device"));
+        }
+        Ok(self.relay().alive(device, session))
+    }
+
+    async fn respond(&self, _: &Secret, id: &RequestId, response: &Response) -> Result<Verdict, HttpError> {
+        self.log("respond")?;
+        let lost =
+            self.0.lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        if lost {
+            return Err(HttpError::new(HttpErrorKind::Unreachable, "lost"));
+        }
+        Ok(self.relay().respond(&device_id(), id, response.clone()).into())
+    }
+}
+
+pub(crate) fn toner() -> Router {
+    Router::new().get("toner", || async { Ok(83) })
+}
+
+pub(crate) async fn until(events: &mut Events, wanted: impl Fn(&Event) -> bool + Send + Sync) -> Event {
+    tokio::time::timeout(Duration::from_secs(7200), async {
+        loop {
+            let event = events.next().await.expect("the device is there");
+            if wanted(&event) {
+                return event;
+            }
+        }
+    })
+    .await
+    .expect("it comes")
+}
+
+pub(crate) fn is_online(event: &Event) -> bool {
+    matches!(event, Event::Online { .. })
+}
