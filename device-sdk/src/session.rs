@@ -7,7 +7,7 @@ use std::{
 
 use relay_core::{
     envelope::Envelope,
-    ids::SessionId,
+    ids::{RequestId, SessionId},
     transport::{EndReason, Full, Inbound, Queue},
 };
 use tokio::sync::Notify;
@@ -76,21 +76,39 @@ impl Inbound for Mailbox {
     }
 }
 
-/// What waits to go to the relay. Bounded by the ledger, which puts in one answer per open request, and one pong.
+/// What waits to go to the relay. Holds one ping, one pong, and one `received` and one answer for each request that is
+/// open in the ledger, however long the session takes nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox(VecDeque<Envelope>);
 
 impl Outbox {
+    /// Puts `envelope` in the place of what waits and says the same, else at the end.
     pub(crate) fn put(&mut self, envelope: Envelope) {
-        let doubled =
-            matches!(envelope, Envelope::Pong | Envelope::Received { .. }) && self.0.contains(&envelope);
-        if !doubled {
-            self.0.push_back(envelope);
+        match self.0.iter_mut().find(|waiting| says_the_same(waiting, &envelope)) {
+            Some(waiting) => *waiting = envelope,
+            None => self.0.push_back(envelope),
         }
+    }
+
+    /// Takes out what waits about a request that is settled.
+    pub(crate) fn withdraw(&mut self, request: &RequestId) {
+        self.0.retain(|waiting| about(waiting) != Some(request));
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+fn says_the_same(a: &Envelope, b: &Envelope) -> bool {
+    std::mem::discriminant(a) == std::mem::discriminant(b) && about(a) == about(b)
+}
+
+/// Which request an envelope to the relay is about.
+const fn about(envelope: &Envelope) -> Option<&RequestId> {
+    match envelope {
+        Envelope::Response { id, .. } | Envelope::Received { id } => Some(id),
+        _ => None,
     }
 }
 
@@ -101,5 +119,53 @@ impl Queue for Outbox {
 
     fn take(&mut self) -> Option<Envelope> {
         self.0.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use relay_core::request::Response;
+
+    use super::*;
+
+    fn id(n: usize) -> RequestId {
+        RequestId::new(&format!("r{n}")).unwrap()
+    }
+
+    fn response(n: usize, code: &str) -> Envelope {
+        let response = Response::error(crate::handler::status(code), "words");
+        Envelope::Response { id: id(n), response, acknowledge: true }
+    }
+
+    fn all(mut outbox: Outbox) -> Vec<Envelope> {
+        std::iter::from_fn(|| outbox.take()).collect()
+    }
+
+    #[test]
+    fn s6_what_is_said_again_takes_the_place_of_what_still_waits() {
+        let mut outbox = Outbox::default();
+        for code in ["busy", "too-large"] {
+            outbox.put(Envelope::Ping);
+            for n in 0..3 {
+                outbox.put(Envelope::Received { id: id(n) });
+                outbox.put(response(n, code));
+            }
+            outbox.put(Envelope::Pong);
+        }
+        let mut expected = vec![Envelope::Ping];
+        expected.extend((0..3).flat_map(|n| [Envelope::Received { id: id(n) }, response(n, "too-large")]));
+        expected.push(Envelope::Pong);
+        assert_eq!(all(outbox), expected);
+    }
+
+    #[test]
+    fn b6_what_is_settled_waits_no_longer() {
+        let mut outbox = Outbox::default();
+        for n in 0..2 {
+            outbox.put(Envelope::Received { id: id(n) });
+            outbox.put(response(n, "busy"));
+        }
+        outbox.withdraw(&id(0));
+        assert_eq!(all(outbox), [Envelope::Received { id: id(1) }, response(1, "busy")]);
     }
 }

@@ -107,5 +107,7 @@ pub(crate) enum Output {
     Deliver(RequestId, Response),
     /// Deliver in the session.
     Push(Envelope),
+    /// What waits for the session about this request is no longer to go.
+    Withdraw(RequestId),
     Event(Event),
 }

@@ -377,6 +377,7 @@ impl Ledger {
         }
         self.open.retain(|open| open != id);
         self.settled.push_back((now, id.clone()));
+        self.outputs.push_back(Output::Withdraw(id.clone()));
         if let Some(verdict) = verdict {
             self.outputs.push_back(Output::Event(Event::Settled { id: id.clone(), verdict }));
         }

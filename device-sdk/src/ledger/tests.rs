@@ -40,7 +40,7 @@ impl Rig {
         let mut outputs = Vec::new();
         while let Some(output) = self.ledger.poll_output() {
             match output {
-                Output::Event(_) => {}
+                Output::Event(_) | Output::Withdraw(_) => {}
                 other => outputs.push(other),
             }
         }

@@ -426,6 +426,11 @@ impl Shell {
             }
             ledger::Output::Deliver(id, response) => self.deliver(id, response),
             ledger::Output::Push(envelope) => self.put(envelope),
+            ledger::Output::Withdraw(id) => {
+                if let Some(link) = &mut self.link {
+                    link.outbox.withdraw(&id);
+                }
+            }
             ledger::Output::Event(event) => self.tell(event),
         }
     }
