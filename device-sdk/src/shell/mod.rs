@@ -292,18 +292,19 @@ impl Shell {
         let Some(link) = &self.link else { return };
         let attempt = link.attempt;
         let (envelopes, ended) = link.mailbox.take();
+        let mut drain = None;
         for envelope in envelopes {
             self.agent.handle_input(now, agent::Input::Pushed(attempt));
             match envelope {
                 Envelope::Ping => self.put(Envelope::Pong),
                 Envelope::Drain { retry_after, .. } => {
-                    self.session_over(now, EndReason::Drain { retry_after: Some(retry_after) });
-                    return;
+                    drain = Some(EndReason::Drain { retry_after: Some(retry_after) });
                 }
                 other => self.enter(now, other),
             }
         }
-        if let Some(reason) = ended {
+        // Why the transport saw it end says less than the relay did.
+        if let Some(reason) = drain.or(ended) {
             self.session_over(now, reason);
         }
     }

@@ -151,3 +151,27 @@ async fn s6_a_stalled_session_collects_no_copies_of_an_answer() {
     assert_eq!(script.responses(), 3);
     assert!(device.is_online());
 }
+
+#[tokio::test(start_paused = true)]
+async fn l2_what_comes_with_a_drain_is_handled_and_then_the_device_goes() {
+    let (world, script) = (World::new(), Script::new());
+    let device = world.device(toner()).connector(Arc::new(script.clone())).start().await.unwrap();
+    let mut events = device.events();
+    device.online().await.unwrap();
+    let drain = Envelope::Drain { retry_after: Duration::from_secs(40), to: None };
+    script.says([request(0), drain.clone(), request(1), drain, request(2)]);
+    let mut settled = 0;
+    let retry_in = loop {
+        match until(&mut events, |event| matches!(event, Event::Settled { .. } | Event::Offline { .. })).await
+        {
+            Event::Offline { retry_in, .. } => break retry_in,
+            _ => settled += 1,
+        }
+    };
+    assert!(retry_in >= Duration::from_secs(40), "{retry_in:?}");
+    while settled < 3 {
+        until(&mut events, |event| matches!(event, Event::Settled { .. })).await;
+        settled += 1;
+    }
+    assert_eq!(world.count("respond"), 3);
+}
