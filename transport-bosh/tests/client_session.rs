@@ -17,7 +17,7 @@ use relay_core::{
     error::ErrorKind,
     ids::{DeviceId, RequestId, SessionId},
     outcome::Disposition,
-    transport::{CloseReason, ConnectOptions, Connector, EndReason, Full, Inbound, Queue, Session, Started},
+    transport::{CloseReason, ConnectOptions, Connector, EndReason, Full, Inbound, Session, Started},
     xml::{Element, Limits, ns},
 };
 use tokio::sync::{Notify, oneshot};
@@ -234,18 +234,6 @@ impl Inbound for Owner {
     }
 }
 
-#[derive(Default)]
-struct Outbox(VecDeque<Envelope>);
-
-impl Queue for Outbox {
-    fn next_cost(&mut self) -> Option<usize> {
-        self.0.front().map(Envelope::cost)
-    }
-    fn take(&mut self) -> Option<Envelope> {
-        self.0.pop_front()
-    }
-}
-
 fn options() -> ConnectOptions {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     ConnectOptions::new(DeviceId::new("printer-1").unwrap(), Secret::new("token"), deadline.into_std())
@@ -270,9 +258,9 @@ async fn logged_in() -> (Arc<Server>, XmppSession) {
 }
 
 async fn push(session: &mut Session, envelope: Envelope) {
-    let mut outbox = Outbox(VecDeque::from([envelope]));
+    let mut outbox = VecDeque::from([envelope]);
     session.push.push(&mut outbox).await.unwrap();
-    assert!(outbox.0.is_empty());
+    assert!(outbox.is_empty());
 }
 
 fn id(id: &str) -> RequestId {
@@ -394,9 +382,9 @@ async fn e1_a_session_that_is_closed_or_dropped_says_goodbye() {
     assert_eq!(owner.next().await, Event::Ended(EndReason::Closed));
     let goodbye = server.hear().await;
     assert!(goodbye.is(ns::CLIENT, "presence") && goodbye.attr("type") == Some("unavailable"));
-    let mut outbox = Outbox(VecDeque::from([Envelope::Ping]));
+    let mut outbox = VecDeque::from([Envelope::Ping]);
     let error = session.push.push(&mut outbox).await.unwrap_err();
-    assert_eq!((error.kind, outbox.0.len()), (ErrorKind::Closed, 1), "nothing was taken");
+    assert_eq!((error.kind, outbox.len()), (ErrorKind::Closed, 1), "nothing was taken");
 
     let (server, session, _owner) = connected().await;
     drop(session);
@@ -426,7 +414,7 @@ async fn the_owner_learns_how_a_session_ended() {
         let (server, mut session, owner) = connected().await;
         server.end(condition);
         assert_eq!(owner.next().await, Event::Ended(reason));
-        let error = session.push.push(&mut Outbox(VecDeque::from([Envelope::Ping]))).await.unwrap_err();
+        let error = session.push.push(&mut VecDeque::from([Envelope::Ping])).await.unwrap_err();
         assert_eq!(error.kind, kind);
     }
 }

@@ -20,9 +20,7 @@ use relay_core::{
     ids::{DeviceId, Method, RequestId, SessionId},
     outcome::Disposition,
     request::{Body, Request},
-    transport::{
-        CloseReason, EndReason, Full, Inbound, Incoming, Knock, Listener, Push, Queue, Session, Started,
-    },
+    transport::{CloseReason, EndReason, Full, Inbound, Incoming, Knock, Listener, Push, Session, Started},
 };
 use server_support::*;
 use transport_bosh::Reply;
@@ -201,23 +199,12 @@ impl std::fmt::Debug for Echo {
     }
 }
 
-struct Once(Option<Envelope>);
-
-impl Queue for Once {
-    fn next_cost(&mut self) -> Option<usize> {
-        self.0.as_ref().map(Envelope::cost)
-    }
-    fn take(&mut self) -> Option<Envelope> {
-        self.0.take()
-    }
-}
-
 impl Inbound for Echo {
     fn envelope(&self, envelope: Envelope) -> Result<(), Full> {
         let Envelope::Received { id } = envelope else { panic!("{envelope:?}") };
         let mut push = self.0.lock().unwrap().take().expect("nobody else pushes");
         {
-            let mut queue = Once(Some(Envelope::Ack { id, disposition: Disposition::Accepted }));
+            let mut queue = VecDeque::from([Envelope::Ack { id, disposition: Disposition::Accepted }]);
             let mut pushing = push.push(&mut queue);
             let mut context = Context::from_waker(Waker::noop());
             assert!(pushing.as_mut().poll(&mut context).is_ready(), "there is room: a request is there");
