@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Longest wait that a relay can ask for.
-pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+pub(crate) const MAX_RETRY_AFTER: Duration = relay_core::retry_after::LONGEST;
 
 /// How a device returns to a relay that it lost.
 ///

@@ -12,8 +12,8 @@
 //! service ◀─ the same call ◀─ Relay::respond ◀───────────────┘
 //! ```
 //!
-//! It knows no HTTP type, no XMPP word and no WebSocket frame; its XML vocabulary ([`xml`]) is a codec that a transport
-//! may use.
+//! It knows no HTTP type, no XMPP word and no WebSocket frame; its XML vocabulary ([`xml`]) and [`retry_after`] are
+//! codecs that a transport may use.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 pub mod auth;
@@ -31,6 +31,7 @@ pub mod random;
 pub mod relay;
 pub mod request;
 pub mod request_ids;
+pub mod retry_after;
 pub mod store;
 pub mod transport;
 pub mod xml;

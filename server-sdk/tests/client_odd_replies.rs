@@ -117,6 +117,11 @@ async fn l1_the_relays_own_errors_are_read_from_its_header_and_problem() {
     assert_eq!(error.to_string(), "in words");
     assert!(error.is_safe_to_retry());
 
+    let dates = "date: Fri, 20 Nov 2026 10:00:00 GMT\r\nretry-after: Fri, 20 Nov 2026 10:00:09 GMT\r\n";
+    let dated = format!("content-type: application/problem+json\r\n{dates}");
+    let server = Server::answering(reply("503 x", &dated, &problem("draining"))).await;
+    assert_eq!(server.ask().await.retry_after(), Some(Duration::from_secs(9)), "s10: the other form");
+
     // The relay's words, but not its outcome: how far it came is not known.
     let server = Server::answering(reply("429 x", &fields(""), &problem("too-many-requests"))).await;
     let error = server.ask().await;

@@ -75,7 +75,7 @@ pub struct Reply {
     pub status: u16,
     /// The message.
     pub body: Bytes,
-    /// `Retry-After`, if it was a number of seconds.
+    /// How long `Retry-After` says to wait, if it was there and could be read.
     pub retry_after: Option<Duration>,
 }
 

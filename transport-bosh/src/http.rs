@@ -4,12 +4,15 @@ use std::{
     fmt,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use relay_core::error::{ErrorKind, TransportError};
+use relay_core::{
+    error::{ErrorKind, TransportError},
+    retry_after,
+};
 use reqwest::{Client, Url, header, redirect};
 use rustls::{
     ClientConfig, RootCertStore,
@@ -148,11 +151,9 @@ impl ReqwestExchange {
 
     async fn answer(&self, response: reqwest::Response) -> Result<Reply, ExchangeError> {
         let status = response.status().as_u16();
-        let retry_after = response
-            .headers()
-            .get(header::RETRY_AFTER)
-            .and_then(|value| value.to_str().ok()?.trim().parse().ok())
-            .map(Duration::from_secs);
+        let field = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let retry_after = field(header::RETRY_AFTER)
+            .and_then(|after| retry_after::read(after, field(header::DATE), SystemTime::now()));
         Ok(Reply::new(status, self.body(response).await?).with_retry_after(retry_after))
     }
 

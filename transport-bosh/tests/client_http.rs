@@ -294,10 +294,10 @@ async fn f1_a_proxys_page_is_an_answer_with_its_status() {
     let server = Server::start(move |_| answer("502 Bad Gateway", "Retry-After: 7\r\n", page)).await;
     let reply = server.exchange().post(post("x")).await.unwrap();
     assert_eq!(reply, Reply::new(502, page).with_retry_after(Some(Duration::from_secs(7))));
-    let server =
-        Server::start(move |_| answer("503 Busy", "Retry-After: Fri, 20 Nov 2026 10:00:00 GMT\r\n", ""))
-            .await;
-    assert_eq!(server.exchange().post(post("x")).await.unwrap().retry_after, None);
+    let fields = "Date: Fri, 20 Nov 2026 10:00:00 GMT\r\nRetry-After: Fri, 20 Nov 2026 10:00:09 GMT\r\n";
+    let server = Server::start(move |_| answer("503 Busy", fields, "")).await;
+    let reply = server.exchange().post(post("x")).await.unwrap();
+    assert_eq!(reply.retry_after, Some(Duration::from_secs(9)), "s10: the other form");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -11,6 +11,7 @@ use relay_core::{
     auth::Secret,
     ids::{DeviceId, RequestId, SessionId},
     request::Response,
+    retry_after,
 };
 use reqwest::{Client, Method, RequestBuilder, StatusCode, Url, header, redirect};
 use rustls::ClientConfig;
@@ -173,8 +174,8 @@ async fn send(request: RequestBuilder) -> Result<Answer, HttpError> {
     };
     let mut response = request.send().await.map_err(unreachable)?;
     let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-    let retry_after =
-        header(header::RETRY_AFTER).and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+    let retry_after = header(header::RETRY_AFTER)
+        .and_then(|field| retry_after::read(field, header(header::DATE), SystemTime::now()));
     let is_problem =
         header(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("application/problem+json"));
     let status = response.status();

@@ -174,10 +174,19 @@ async fn s6_only_the_relay_s_own_words_are_final() {
 }
 
 #[tokio::test]
-async fn s10_retry_after_is_heard() {
-    let (relay, _requests) = peer("HTTP/1.1 503 Busy\r\nRetry-After: 17\r\nContent-Length: 0\r\n\r\n").await;
-    let error = respond(&relay).await.unwrap_err();
-    assert_eq!((error.kind, error.retry_after), (HttpErrorKind::Overloaded, Some(Duration::from_secs(17))));
+async fn s10_retry_after_is_heard_in_both_its_forms() {
+    for fields in [
+        "Retry-After: 17",
+        "Date: Fri, 20 Nov 2026 10:00:00 GMT\r\nRetry-After: Fri, 20 Nov 2026 10:00:17 GMT",
+    ] {
+        let answer = format!("HTTP/1.1 503 Busy\r\n{fields}\r\nContent-Length: 0\r\n\r\n");
+        let (relay, _requests) = peer(answer.leak()).await;
+        let error = respond(&relay).await.unwrap_err();
+        assert_eq!(
+            (error.kind, error.retry_after),
+            (HttpErrorKind::Overloaded, Some(Duration::from_secs(17)))
+        );
+    }
 }
 
 #[tokio::test]

@@ -162,7 +162,7 @@ impl Error {
         self.0.status
     }
 
-    /// When to try again, if the relay said so.
+    /// When to try again, if the relay said so; an hour at most.
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
     }

@@ -1,12 +1,16 @@
 //! One call and its answer: what the relay said, or that it was not the relay who said it.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::{Bytes, BytesMut};
-use relay_core::{auth::Secret, ids::RequestId, outcome::Outcome};
+use relay_core::{auth::Secret, ids::RequestId, outcome::Outcome, retry_after};
 use reqwest::{
     Client, Method, RequestBuilder, Response, Url,
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER},
+    header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER},
     redirect, retry,
 };
 use rustls::{
@@ -237,8 +241,7 @@ impl About {
             outcome: text(headers, "relay-outcome").and_then(|word| word.parse().ok()),
             request_id: text(headers, "relay-request-id").and_then(|id| RequestId::new(id).ok()),
             retry_after: text(headers, RETRY_AFTER.as_str())
-                .and_then(|s| s.parse().ok())
-                .map(Duration::from_secs),
+                .and_then(|field| retry_after::read(field, text(headers, DATE.as_str()), SystemTime::now())),
             content_type: text(headers, CONTENT_TYPE.as_str()).map(str::to_owned),
             location: text(headers, "location").map(str::to_owned),
         }

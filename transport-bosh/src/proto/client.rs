@@ -20,7 +20,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use relay_core::xml::Element;
+use relay_core::{retry_after, xml::Element};
 
 use self::{timing::timeout, wrapper::Wrapper};
 use crate::{
@@ -95,8 +95,6 @@ enum Phase {
     Ended,
 }
 
-/// No peer makes this end stay away longer.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3_600);
 /// Answers to one request that are none at BOSH level, before the peer is given up. A proxy's page passes; a peer that
 /// always speaks so does not know BOSH.
 const MAX_GARBLED: u32 = 6;
@@ -378,7 +376,7 @@ impl ClientMachine {
     }
 
     fn refused(&mut self, status: u16, retry_after: Option<Duration>) {
-        let retry_after = retry_after.map(|retry_after| retry_after.min(LONGEST_RETRY_AFTER));
+        let retry_after = retry_after.map(|wait| wait.min(retry_after::LONGEST));
         self.end(End::Status { status, retry_after });
     }
 
