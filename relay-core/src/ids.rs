@@ -53,12 +53,25 @@ pub enum InvalidId {
     },
 }
 
+/// Which bytes every name may have.
+const ALPHABET: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0u8;
+    while byte < 128 {
+        table[byte as usize] = byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        byte += 1;
+    }
+    table
+};
+
 fn check(what: &'static str, text: &str, max: usize, slash: bool) -> Result<(), InvalidId> {
     if text.is_empty() || text.len() > max {
         return Err(InvalidId::Length { what, max, length: text.len() });
     }
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') || (slash && c == '/');
-    if let Some((position, character)) = text.char_indices().find(|&(_, c)| !allowed(c)) {
+    // Names are read at every step of a request: a table, and no decoding of characters that are allowed.
+    let in_alphabet = |byte: u8| ALPHABET[usize::from(byte)] || (slash && byte == b'/');
+    if let Some(position) = text.bytes().position(|byte| !in_alphabet(byte)) {
+        let character = text[position..].chars().next().unwrap_or(char::REPLACEMENT_CHARACTER);
         let allowed = if slash { "A-Z a-z 0-9 . _ / -" } else { "A-Z a-z 0-9 . _ -" };
         return Err(InvalidId::Character { what, character, position, allowed });
     }

@@ -47,16 +47,28 @@ const fn continues_name(c: char) -> bool {
         || matches!(c, '-' | '.' | '0'..='9' | '\u{b7}' | '\u{300}'..='\u{36f}' | '\u{203f}' | '\u{2040}')
 }
 
+/// Which bytes a name of ASCII alone may have, the colon apart.
+const ASCII_NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0u8;
+    while byte < 128 {
+        table[byte as usize] = byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+        byte += 1;
+    }
+    table
+};
+
+/// Whether `name` is a name without colons (XML Namespaces §3), and of ASCII alone, as nearly all are.
+pub(super) fn is_ascii_local_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    bytes.first().is_some_and(|first| first.is_ascii_alphabetic() || *first == b'_')
+        && bytes.iter().all(|byte| ASCII_NAME[usize::from(*byte)])
+}
+
 /// Whether `name` is a name without colons (XML Namespaces §3).
 pub(super) fn is_local_name(name: &str) -> bool {
-    let bytes = name.as_bytes();
-    let Some(first) = bytes.first() else { return false };
-    let ascii = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-    if (first.is_ascii_alphabetic() || *first == b'_') && bytes.iter().all(|byte| ascii(*byte)) {
-        return true;
-    }
     let mut chars = name.chars();
-    chars.next().is_some_and(starts_name) && chars.all(continues_name)
+    is_ascii_local_name(name) || (chars.next().is_some_and(starts_name) && chars.all(continues_name))
 }
 
 /// What the reference `&name;` stands for.
@@ -91,34 +103,81 @@ pub(super) fn resolve(name: &str) -> Reference {
     Reference::Char(predefined)
 }
 
-/// Words of the protocols, by their length: they need no allocation when they come as a name.
-const WORDS: [&[&str]; 12] = [
-    &[],
-    &[],
-    &["id", "iq", "to"],
-    &["rid", "sid", "ack", "ver", "jid", "key"],
-    &["type", "body", "from", "wait", "lang", "hold", "bind", "auth", "ping", "pong", "href", "code"],
-    &["xmlns", "error", "pause", "drain"],
-    &["object", "status", "method", "device", "cancel", "length", "resume", "newkey", "secure"],
-    &[
-        "request", "message", "outcome", "session", "success", "failure", "restart", "version", "polling",
-        "content",
-    ],
-    &["response", "encoding", "received", "presence", "requests", "features", "maxpause", "resource"],
-    &["condition", "mechanism", "challenge"],
-    &["inactivity", "mechanisms"],
-    &["traceparent"],
-];
+macro_rules! words {
+    ($($word:literal),* $(,)?) => {
+        /// The word of the protocols that `name` is: it needs no allocation then.
+        pub(super) fn known_name(name: &str) -> Option<&'static str> {
+            match name {
+                $($word => Some($word),)*
+                _ => None,
+            }
+        }
 
-/// The word of the protocols that `name` is.
-pub(super) fn known_name(name: &str) -> Option<&'static str> {
-    // Most names are words, and short: as numbers they are told apart without a call for each.
-    let same = |a: &str, b: &str| match (packed(a), packed(b)) {
-        (Some(a), Some(b)) => a == b,
-        _ => a == b,
+        #[cfg(test)]
+        const WORDS: &[&str] = &[$($word),*];
     };
-    WORDS.get(name.len())?.iter().copied().find(|word| same(word, name))
 }
+
+words!(
+    "id",
+    "iq",
+    "to",
+    "rid",
+    "sid",
+    "ack",
+    "ver",
+    "jid",
+    "key",
+    "type",
+    "body",
+    "from",
+    "wait",
+    "lang",
+    "hold",
+    "bind",
+    "auth",
+    "ping",
+    "pong",
+    "href",
+    "code",
+    "xmlns",
+    "error",
+    "pause",
+    "drain",
+    "object",
+    "status",
+    "method",
+    "device",
+    "cancel",
+    "length",
+    "resume",
+    "newkey",
+    "secure",
+    "request",
+    "message",
+    "outcome",
+    "session",
+    "success",
+    "failure",
+    "restart",
+    "version",
+    "polling",
+    "content",
+    "response",
+    "encoding",
+    "received",
+    "presence",
+    "requests",
+    "features",
+    "maxpause",
+    "resource",
+    "condition",
+    "mechanism",
+    "challenge",
+    "inactivity",
+    "mechanisms",
+    "traceparent"
+);
 
 /// `text` as a number, if it has at most eight bytes: different for different texts of one length.
 pub(super) fn packed(text: &str) -> Option<u64> {
@@ -132,11 +191,8 @@ mod tests {
 
     #[test]
     fn words_are_found() {
-        for (length, words) in WORDS.iter().enumerate() {
-            for word in *words {
-                assert_eq!(word.len(), length);
-                assert_eq!(known_name(word), Some(*word));
-            }
+        for word in WORDS {
+            assert_eq!(known_name(word), Some(*word));
         }
         assert_eq!(known_name(""), None);
         assert_eq!(known_name("a-name-of-somebody-else"), None);

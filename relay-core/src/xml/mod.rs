@@ -26,3 +26,9 @@ pub use self::{
     namespace::{Namespace, ns},
     parse::Limits,
 };
+
+/// Appends ` name='value'` to `out`, with what cannot stand there escaped; characters that XML does not have become
+/// U+FFFD. For start tags that are written as text, where a tree would cost an allocation an attribute.
+pub fn push_attribute(out: &mut String, name: &str, value: &str) {
+    write::push_attribute(out, name, value);
+}

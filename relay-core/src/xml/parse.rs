@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use memchr::memchr;
 use quick_xml::{
     Reader,
     events::{BytesDecl, BytesStart, Event},
@@ -70,11 +71,10 @@ pub(super) fn parse(document: &[u8], limits: &Limits) -> Result<Element, XmlErro
     let parser = Parser {
         limits,
         elements: 0,
-        open: Vec::new(),
-        bindings: Vec::new(),
-        prefix_keys: Vec::new(),
-        attributes: Vec::new(),
-        name_keys: Vec::new(),
+        open: Vec::with_capacity(4),
+        bindings: Vec::with_capacity(4),
+        attributes: Vec::with_capacity(8),
+        name_keys: Vec::with_capacity(8),
         root: None,
     };
     parser.run(stripped).map_err(|(rule, offset)| XmlError { rule, offset: offset + skipped })
@@ -83,6 +83,8 @@ pub(super) fn parse(document: &[u8], limits: &Limits) -> Result<Element, XmlErro
 /// A prefix in force; the empty prefix is the default namespace.
 struct Binding<'i> {
     prefix: &'i str,
+    /// [`key`] of the prefix.
+    key: u64,
     namespace: Namespace,
 }
 
@@ -97,8 +99,6 @@ struct Parser<'l, 'i> {
     elements: usize,
     open: Vec<Open>,
     bindings: Vec<Binding<'i>>,
-    /// [`key`] of each binding's prefix.
-    prefix_keys: Vec<u64>,
     /// Names and values of the tag at hand, as written; empty between tags.
     attributes: Vec<(&'i str, &'i str)>,
     /// [`key`] of each attribute's local name in the tag at hand.
@@ -209,7 +209,7 @@ impl<'i> Parser<'_, 'i> {
         if self.bindings[outer_bindings..].iter().any(|binding| binding.prefix == prefix) {
             return Err(XmlRule::DuplicateAttribute);
         }
-        let namespace = if value.contains(['&', '\t', '\n', '\r']) {
+        let namespace = if chars::needs_normalising(value) {
             Namespace::new(&attribute_value(value)?)
         } else {
             Namespace::new(value)
@@ -229,19 +229,15 @@ impl<'i> Parser<'_, 'i> {
         if !allowed {
             return Err(XmlRule::Declaration);
         }
-        self.bindings.push(Binding { prefix, namespace });
-        self.prefix_keys.push(key(prefix));
+        self.bindings.push(Binding { prefix, key: key(prefix), namespace });
         Ok(())
     }
 
     fn resolve(&self, prefix: &str) -> Result<Namespace, XmlRule> {
         let wanted = key(prefix);
-        let mut end = self.prefix_keys.len();
-        while let Some(at) = self.prefix_keys[..end].iter().rposition(|key| *key == wanted) {
-            if self.bindings[at].prefix == prefix {
-                return Ok(self.bindings[at].namespace.clone());
-            }
-            end = at;
+        let mut bindings = self.bindings.iter().rev();
+        if let Some(binding) = bindings.find(|binding| binding.key == wanted && binding.prefix == prefix) {
+            return Ok(binding.namespace.clone());
         }
         match prefix {
             "" => Ok(Namespace::NONE),
@@ -253,7 +249,6 @@ impl<'i> Parser<'_, 'i> {
     fn end(&mut self) {
         let Some(Open { element, outer_bindings }) = self.open.pop() else { return };
         self.bindings.truncate(outer_bindings);
-        self.prefix_keys.truncate(outer_bindings);
         match self.open.last_mut() {
             Some(parent) => parent.element.children.push(Node::Element(element)),
             None => self.root = Some(element),
@@ -348,6 +343,9 @@ fn split_name<'n>(name: &'n str, limits: &Limits) -> Result<(&'n str, &'n str), 
     if name.len() > limits.attribute_bytes {
         return Err(XmlRule::AttributeBytes(limits.attribute_bytes));
     }
+    if chars::is_ascii_local_name(name) {
+        return Ok(("", name));
+    }
     let (prefix, local) = match name.split_once(':') {
         Some((prefix, local)) if chars::is_local_name(prefix) => (prefix, local),
         Some(_) => return Err(XmlRule::Name),
@@ -366,8 +364,7 @@ struct AttributeText<'i>(&'i str);
 impl<'i> AttributeText<'i> {
     /// The next name and its value as written.
     fn next_attribute(&mut self) -> Result<Option<(&'i str, &'i str)>, XmlRule> {
-        let blank = |c: char| matches!(c, ' ' | '\t' | '\n' | '\r');
-        let trimmed = self.0.trim_start_matches(blank);
+        let trimmed = trim_start(self.0);
         if trimmed.is_empty() {
             return Ok(None);
         }
@@ -375,18 +372,28 @@ impl<'i> AttributeText<'i> {
             return Err(XmlRule::Attribute);
         }
         let (name, rest) = split_at_byte(trimmed, b'=').ok_or(XmlRule::Attribute)?;
-        let rest = rest.trim_start_matches(blank);
+        let rest = trim_start(rest);
         let quote =
             *rest.as_bytes().first().filter(|b| matches!(b, b'\'' | b'"')).ok_or(XmlRule::Attribute)?;
         let (value, rest) = split_at_byte(&rest[1..], quote).ok_or(XmlRule::Attribute)?;
         self.0 = rest;
-        Ok(Some((name.trim_end_matches(blank), value)))
+        let blanks = name.bytes().rev().take_while(|byte| is_blank(*byte)).count();
+        Ok(Some((&name[..name.len() - blanks], value)))
     }
 }
 
-/// What stands before and after the first `byte`, which must be an ASCII one. Both are short.
+const fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}
+
+fn trim_start(text: &str) -> &str {
+    let blanks = text.bytes().take_while(|byte| is_blank(*byte)).count();
+    &text[blanks..]
+}
+
+/// What stands before and after the first `byte`, which must be an ASCII one.
 fn split_at_byte(text: &str, byte: u8) -> Option<(&str, &str)> {
-    let at = text.bytes().position(|b| b == byte)?;
+    let at = memchr(byte, text.as_bytes())?;
     Some((&text[..at], &text[at + 1..]))
 }
 

@@ -107,17 +107,44 @@ impl<'e> Writer<'_, 'e> {
     }
 
     fn value(&mut self, value: &str) {
-        self.out.push_str("='");
-        escape(value, self.out, true);
-        self.out.push('\'');
+        push_value(self.out, value);
     }
 }
 
+/// Appends ` name='value'`.
+pub(super) fn push_attribute(out: &mut String, name: &str, value: &str) {
+    out.push(' ');
+    out.push_str(name);
+    push_value(out, value);
+}
+
+fn push_value(out: &mut String, value: &str) {
+    out.push_str("='");
+    escape(value, out, true);
+    out.push('\'');
+}
+
+/// Which bytes need a look before they are written.
+const SPECIAL: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        table[byte] = true;
+        byte += 1;
+    }
+    table[b'&' as usize] = true;
+    table[b'<' as usize] = true;
+    table[b'>' as usize] = true;
+    table[b'\'' as usize] = true;
+    // Where U+FFFE and U+FFFF begin.
+    table[0xef] = true;
+    table
+};
+
 /// Appends `text` so that it reads as itself in text or, if `attribute`, between single quotes.
 fn escape(text: &str, out: &mut String, attribute: bool) {
-    let special = |b: u8| b < 0x20 || matches!(b, b'&' | b'<' | b'>' | b'\'' | 0xef);
     let mut rest = text;
-    while let Some(at) = rest.bytes().position(special) {
+    while let Some(at) = rest.bytes().position(|byte| SPECIAL[usize::from(byte)]) {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
         let Some(c) = rest.chars().next() else { break };

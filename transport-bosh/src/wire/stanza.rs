@@ -6,7 +6,7 @@ use relay_core::{
     envelope::Envelope,
     ids::{DeviceId, RequestId},
     request::{Body, Response, Status},
-    xml::{Element, ns, vocabulary},
+    xml::{Element, ns, push_attribute, vocabulary},
 };
 
 use super::body::Piece;
@@ -81,27 +81,6 @@ impl Addresses<'_> {
     pub(crate) fn error(&self, name: &'static str, id: Option<&str>, error: StanzaError) -> Piece {
         self.stanza(name, id, Some("error"), Some(&error.to_element()))
     }
-}
-
-/// Appends ` name='value'`.
-fn push_attribute(out: &mut String, name: &str, value: &str) {
-    out.push(' ');
-    out.push_str(name);
-    out.push_str("='");
-    for c in value.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '\'' => out.push_str("&apos;"),
-            // What came as a reference must go as one, or it would come back as a blank.
-            '\t' => out.push_str("&#9;"),
-            '\n' => out.push_str("&#10;"),
-            '\r' => out.push_str("&#13;"),
-            c => out.push(c),
-        }
-    }
-    out.push('\'');
 }
 
 /// A stanza error that the relay answers with.
