@@ -36,6 +36,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use foldhash::quality::RandomState;
 use relay_core::{
     auth::Authenticator,
     transport::{Incoming, Listener, TransportInfo},
@@ -78,6 +79,8 @@ pub struct ConnectionManager {
     inner: Arc<Inner>,
 }
 
+type Sessions = HashMap<Key, Arc<Session>, RandomState>;
+
 struct Inner {
     config: BoshServerConfig,
     domain: Arc<str>,
@@ -87,7 +90,7 @@ struct Inner {
     sids: Sids,
     guesses: Mutex<Guesses>,
     pending: Mutex<Pending>,
-    sessions: [Mutex<HashMap<Key, Arc<Session>>>; SHARDS],
+    sessions: [Mutex<Sessions>; SHARDS],
     timer: Timer,
     knocks: mpsc::Sender<Incoming>,
 }
@@ -174,7 +177,7 @@ impl Inner {
         lock(&self.pending)
     }
 
-    fn shard(&self, key: &Key) -> MutexGuard<'_, HashMap<Key, Arc<Session>>> {
+    fn shard(&self, key: &Key) -> MutexGuard<'_, Sessions> {
         lock(&self.sessions[usize::from(key[0]) % SHARDS])
     }
 

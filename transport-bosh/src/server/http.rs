@@ -47,6 +47,16 @@ impl Reply {
         Self { status, content_type: Cow::Borrowed(TEXT_XML), body, retry_after: None, close: false }
     }
 
+    /// A message in the usual form, which nearly all have: hosts may keep its header fields.
+    pub const fn usual() -> Self {
+        Self::new(200, Bytes::new())
+    }
+
+    /// Whether its header fields are those of [`Reply::usual`].
+    pub fn is_usual(&self) -> bool {
+        self.status == 200 && self.content_type == TEXT_XML && self.retry_after.is_none() && !self.close
+    }
+
     const fn text(status: u16, words: &'static str) -> Self {
         Self {
             status,

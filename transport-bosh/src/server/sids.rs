@@ -29,7 +29,8 @@ static BASE32: LazyLock<Encoding> = LazyLock::new(|| {
 
 /// Makes SIDs and knows its own.
 pub(super) struct Sids {
-    secret: [u8; 32],
+    /// With the secret and what the marks are for taken in already: every request has its SID checked.
+    keyed: Hmac<Sha256>,
 }
 
 impl fmt::Debug for Sids {
@@ -45,7 +46,9 @@ impl Sids {
             relay_core::random::fill(&mut random);
             random
         });
-        Self { secret }
+        let mut keyed = Hmac::<Sha256>::new_from_slice(&secret).expect("HMAC takes keys of any length");
+        keyed.update(b"bosh sid");
+        Self { keyed }
     }
 
     /// A new one.
@@ -65,14 +68,17 @@ impl Sids {
 
     /// The key of a SID that was ours at some time; `None` if it never was.
     pub(super) fn read(&self, text: &str) -> Option<Key> {
-        let bytes = BASE32.decode(text.as_bytes()).ok()?;
+        let mut bytes = [0; size_of::<Key>() + MARK];
+        if BASE32.decode_len(text.len()).ok()? != bytes.len() {
+            return None;
+        }
+        BASE32.decode_mut(text.as_bytes(), &mut bytes).ok()?;
         let (key, mark) = bytes.split_first_chunk::<{ size_of::<Key>() }>()?;
         bool::from(mark.ct_eq(&self.mark(key))).then_some(*key)
     }
 
     fn mark(&self, key: &Key) -> [u8; MARK] {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret).expect("HMAC takes keys of any length");
-        mac.update(b"bosh sid");
+        let mut mac = self.keyed.clone();
         mac.update(key);
         let mut mark = [0; MARK];
         mark.copy_from_slice(&mac.finalize().into_bytes()[..MARK]);

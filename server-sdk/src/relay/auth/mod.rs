@@ -16,6 +16,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use foldhash::quality::RandomState;
 use hmac::{Hmac, KeyInit, Mac};
 use relay_core::{
     auth::{AuthError, Authenticator, Credentials, Principal, ScramHash, ScramVerifier, Secret},
@@ -107,9 +108,9 @@ impl fmt::Debug for Auth {
 
 #[derive(Default)]
 struct Table {
-    holders: HashMap<[u8; 32], Holder>,
-    devices: HashMap<DeviceId, [u8; 32]>,
-    keys: HashMap<KeyId, Arc<Key>>,
+    holders: HashMap<[u8; 32], Holder, RandomState>,
+    devices: HashMap<DeviceId, [u8; 32], RandomState>,
+    keys: HashMap<KeyId, Arc<Key>, RandomState>,
 }
 
 enum Holder {

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use foldhash::quality::RandomState;
 use http::header;
 use relay_core::{
     auth::{Principal, Secret},
@@ -135,7 +136,7 @@ async fn of_account(
 #[derive(Debug)]
 pub(super) struct InFlight {
     max: usize,
-    by_key: Mutex<HashMap<KeyId, usize>>,
+    by_key: Mutex<HashMap<KeyId, usize, RandomState>>,
 }
 
 impl InFlight {

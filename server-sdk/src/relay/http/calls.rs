@@ -1,6 +1,9 @@
 //! Requests to devices: what a service asks goes in, the device's answer comes out as the answer of that very call.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use bytes::Bytes;
@@ -189,24 +192,30 @@ fn reply(id: RequestId, response: Response, wait: Option<Duration>) -> Result<Re
     Err(problem.of_request(Some(id)))
 }
 
+/// What every answer of a device says of itself: copying it takes a fraction of making it.
+static ANSWERED: LazyLock<HeaderMap> = LazyLock::new(|| {
+    let mut headers = HeaderMap::with_capacity(7);
+    headers.insert(RELAY_OUTCOME, HeaderValue::from_static(Outcome::Answered.as_str()));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // The bytes are a device's, which may be hostile: a browser shall neither guess what they are nor run them.
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers
+});
+
 fn bytes_of(id: &RequestId, body: Option<Body>, wait: Option<Duration>) -> Reply {
     let mut reply = Reply::new(ReplyBody::default());
     let headers = reply.headers_mut();
-    headers.reserve(7);
+    headers.clone_from(&ANSWERED);
     if let Ok(id) = HeaderValue::from_str(id.as_str()) {
         headers.insert(RELAY_REQUEST_ID, id);
     }
-    headers.insert(RELAY_OUTCOME, HeaderValue::from_static(Outcome::Answered.as_str()));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     let applied = wait.and_then(|wait| HeaderValue::try_from(format!("wait={}", wait.as_secs())).ok());
     if let Some(applied) = applied {
         headers.insert(PREFERENCE_APPLIED, applied);
     }
     if let Some(body) = body {
-        // The bytes are a device's, which may be hostile: a browser shall neither guess what they are nor run them.
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        let essence = body.content_type().split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-        if !INERT.contains(&&*essence) {
+        let essence = body.content_type().split(';').next().unwrap_or("").trim();
+        if !INERT.iter().any(|inert| essence.eq_ignore_ascii_case(inert)) {
             headers.insert(
                 header::CONTENT_SECURITY_POLICY,
                 HeaderValue::from_static("default-src 'none'; sandbox"),

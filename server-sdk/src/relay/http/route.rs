@@ -54,8 +54,8 @@ pub(super) fn is_call(path: &str) -> bool {
 /// 404 for a path that is none, 405 for a method that is none of its, 400 for a name that is none.
 pub(super) fn find(method: &Method, path: &str) -> Result<Route, Problem> {
     let Some(rest) = path.strip_prefix('/') else { return Err(nowhere()) };
-    let mut segments = rest.splitn(3, '/');
-    match (segments.next().unwrap_or(""), segments.next(), segments.next()) {
+    let mut rest = Some(rest);
+    match (segment(&mut rest).unwrap_or(""), segment(&mut rest), rest) {
         // With and without a trailing slash: clients differ.
         ("http-bind", None | Some(""), None) => Ok(Route::Bosh),
         ("healthz", None, None) => get(method, Route::Health),
@@ -66,13 +66,21 @@ pub(super) fn find(method: &Method, path: &str) -> Result<Route, Problem> {
     }
 }
 
-fn v1(method: &Method, kind: &str, rest: Option<&str>) -> Result<Route, Problem> {
-    let mut segments = [""; 3];
-    let mut count = 0;
-    for segment in rest.into_iter().flat_map(|rest| rest.splitn(3, '/')) {
-        segments[count] = segment;
-        count += 1;
-    }
+/// Takes the next segment off a path.
+fn segment<'p>(rest: &mut Option<&'p str>) -> Option<&'p str> {
+    let path = (*rest)?;
+    let (segment, after) = match path.bytes().position(|byte| byte == b'/') {
+        Some(at) => (&path[..at], Some(&path[at + 1..])),
+        None => (path, None),
+    };
+    *rest = after;
+    Some(segment)
+}
+
+fn v1(method: &Method, kind: &str, mut rest: Option<&str>) -> Result<Route, Problem> {
+    let segments = [segment(&mut rest), segment(&mut rest), rest];
+    let count = segments.iter().flatten().count();
+    let segments = segments.map(Option::unwrap_or_default);
     match (kind, &segments[..count]) {
         ("enroll", []) => only(method, &Method::POST, "POST", || Ok(Route::Enroll)),
         ("keys", []) => match *method {

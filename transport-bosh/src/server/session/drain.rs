@@ -107,7 +107,7 @@ impl Session {
                     let resumed = inbound.resume(&session);
                     self.lock().stream.resumed(id.as_deref(), resumed);
                 }
-                (Event::Knock(device), _) => self.knock(device),
+                (Event::Knock(device, proof), _) => self.knock(device, *proof),
                 (Event::Verifier { serial, device, hash }, _) => {
                     let Some(manager) = manager else { continue };
                     let session = Arc::clone(self);

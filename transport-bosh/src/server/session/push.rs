@@ -32,15 +32,17 @@ const fn weight(cost: usize) -> usize {
 
 impl Session {
     /// Offers the session of `device` to whoever listens.
-    pub(super) fn knock(self: &Arc<Self>, device: DeviceId) {
+    pub(super) fn knock(self: &Arc<Self>, device: DeviceId, proof: Proof) {
         let Some(manager) = self.manager.upgrade() else { return };
         let door = Door { session: Arc::clone(self), decided: false };
         let sid = manager.sids.text(&self.key);
+        let (authenticator, within) = (Arc::clone(&manager.authenticator), manager.config.authentication);
         let handshake = Box::pin(async move {
             let invalid =
                 |_| TransportError::new(INFO.name, ErrorKind::Internal, "a SID that is no session ID");
             let id = SessionId::new(&sid).map_err(invalid)?;
-            let session = door.open()?;
+            let holds = tokio::time::timeout(within, holds(&*authenticator, &device, &proof)).await;
+            let session = door.open(holds.unwrap_or(Err(AuthError::Unavailable)))?;
             Ok(relay_core::transport::Session::new(device, id, INFO, Box::new(session)))
         });
         let knock = Knock { peer: PeerInfo::at(self.source), handshake };
@@ -119,6 +121,25 @@ impl State {
     }
 }
 
+/// T17: whether what `device` logged in with is still its credential, now that it is to get its session.
+async fn holds(
+    authenticator: &dyn Authenticator,
+    device: &DeviceId,
+    proof: &Proof,
+) -> Result<bool, AuthError> {
+    match proof {
+        Proof::Verifier(hash, verifier) => Ok(authenticator.verifier(device, *hash).await? == *verifier),
+        Proof::Token(token) => {
+            let credentials = Credentials::Device { device: device.clone(), token: token.clone() };
+            match authenticator.authenticate(&credentials).await {
+                Ok(principal) => Ok(principal == Principal::Device(device.clone())),
+                Err(AuthError::Rejected) => Ok(false),
+                Err(error) => Err(error),
+            }
+        }
+    }
+}
+
 fn over(end: EndReason) -> TransportError {
     let (kind, words) = match end {
         EndReason::Lost => (ErrorKind::Expired, "the device was silent for too long"),
@@ -136,10 +157,24 @@ pub(super) struct Door {
 }
 
 impl Door {
-    fn open(mut self) -> Result<BoshPush, TransportError> {
+    /// `holds`: whether the credential is still the device's.
+    fn open(mut self, holds: Result<bool, AuthError>) -> Result<BoshPush, TransportError> {
+        let error = |kind, words| Err(TransportError::new(INFO.name, kind, words));
+        let holds = match holds {
+            Ok(holds) => holds,
+            Err(_) => return error(ErrorKind::Unreachable, "the credential could not be checked again"),
+        };
         self.decided = true;
         let session = Arc::clone(&self.session);
-        let state = session.lock();
+        let mut state = session.lock();
+        if !holds {
+            state.fail(StreamError::NotAuthorized);
+            session.drain(state);
+            return error(
+                ErrorKind::Unauthenticated,
+                "the credential was replaced while the device logged in",
+            );
+        }
         if let Some(end) = state.end.filter(|_| state.machine.is_over()) {
             return Err(over(end));
         }

@@ -40,7 +40,7 @@ pub(super) enum Event {
     Ended(EndReason),
     Verifier { serial: u64, device: DeviceId, hash: ScramHash },
     Authenticate { serial: u64, device: DeviceId, token: Secret },
-    Knock(DeviceId),
+    Knock(DeviceId, Box<Proof>),
 }
 
 /// An exchange whose host has not fetched its answer yet.
@@ -194,6 +194,8 @@ impl State {
             }
             Output::Deliver(element) => self.stream.element(&element, now),
             Output::Restart => self.stream.restart(),
+            // To be attached is a sign of life too.
+            Output::Alive if self.events.iter().any(|event| matches!(event, Event::Attached)) => {}
             Output::Alive => self.tell(Event::Alive),
             Output::Attached => self.tell_attached(true),
             Output::Detached => self.tell_attached(false),
@@ -211,7 +213,7 @@ impl State {
             StreamOutput::Authenticate { serial, device, token } => {
                 self.events.push_back(Event::Authenticate { serial, device, token });
             }
-            StreamOutput::Bind { device } => self.events.push_back(Event::Knock(device)),
+            StreamOutput::Bind { device, proof } => self.events.push_back(Event::Knock(device, proof)),
             StreamOutput::Deliver(envelope) => self.tell(Event::Envelope(envelope)),
             StreamOutput::Resume { id, session } => self.tell(Event::Resume { id, session }),
             StreamOutput::Fail(error) => self.fail(error),
