@@ -16,7 +16,7 @@ mod scram;
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use relay_core::{
-    auth::{ScramHash, Secret},
+    auth::{ScramHash, ScramVerifier, Secret},
     envelope::Envelope,
     ids::{DeviceId, SessionId},
     xml::{Element, ns, vocabulary},
@@ -63,6 +63,8 @@ pub enum StreamOutput {
     Bind {
         /// Whose session.
         device: DeviceId,
+        /// What it logged in with.
+        proof: Box<Proof>,
     },
     /// An envelope from the device.
     Deliver(Envelope),
@@ -75,6 +77,15 @@ pub enum StreamOutput {
     },
     /// The client broke a rule: end the session with this stream error.
     Fail(StreamError),
+}
+
+/// What a device logged in with. Between that and its session a new credential may have taken the old one's place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proof {
+    /// SCRAM: what its proof was checked against.
+    Verifier(ScramHash, ScramVerifier),
+    /// PLAIN: the token itself.
+    Token(Secret),
 }
 
 /// A stream error (RFC 6120 §4.9) that ends a session.
@@ -122,11 +133,11 @@ enum State {
     /// Nobody is logged in.
     Mechanisms(Step),
     /// Logged in; the client is to restart its stream.
-    Succeeded(DeviceId),
+    Succeeded(DeviceId, Box<Proof>),
     /// Restarted; no address yet.
-    Unbound(DeviceId),
+    Unbound(DeviceId, Box<Proof>),
     /// The owner decides.
-    Binding { device: DeviceId, id: Option<Box<str>>, jid: Box<str> },
+    Binding { device: DeviceId, proof: Box<Proof>, id: Option<Box<str>>, jid: Box<str> },
     /// A device that may speak.
     Bound { device: DeviceId, jid: Box<str> },
     /// Ended.
@@ -191,7 +202,7 @@ impl XmppStream {
             }
             // What was begun is forgotten, what was reached is not.
             State::Mechanisms(_) => State::Mechanisms(Step::Start),
-            State::Succeeded(device) | State::Unbound(device) => State::Unbound(device),
+            State::Succeeded(device, proof) | State::Unbound(device, proof) => State::Unbound(device, proof),
             State::Over => return,
             // XEP-0206 has no restart of a bound stream, and it would cost the device its address.
             state @ (State::Binding { .. } | State::Bound { .. }) => {
@@ -212,12 +223,12 @@ impl XmppStream {
             State::Over => {}
             State::Mechanisms(_) if *element.namespace() == ns::SASL => self.sasl(element),
             // RFC 6120 §7.1, XEP-0206 §5: nothing but log-in, restart and bind, in this order.
-            State::Mechanisms(_) | State::Succeeded(_) | State::Binding { .. } => {
+            State::Mechanisms(_) | State::Succeeded(..) | State::Binding { .. } => {
                 self.fail(StreamError::NotAuthorized);
             }
-            State::Unbound(device) => {
-                let device = device.clone();
-                self.bind(device, element);
+            State::Unbound(device, proof) => {
+                let (device, proof) = (device.clone(), proof.clone());
+                self.bind(device, proof, element);
             }
             State::Bound { device, jid } => {
                 let (device, jid) = (device.clone(), jid.clone());
@@ -229,7 +240,7 @@ impl XmppStream {
     /// The owner's decision about the session that [`StreamOutput::Bind`] asked for.
     pub fn bound(&mut self, agreed: bool) {
         self.state = match std::mem::replace(&mut self.state, State::Over) {
-            State::Binding { device, id, jid } => {
+            State::Binding { device, proof, id, jid } => {
                 let id_attr = id.map(|id| id.into_string());
                 let mut iq = Element::new(ns::CLIENT, "iq");
                 if let Some(id) = id_attr {
@@ -241,7 +252,7 @@ impl XmppStream {
                     (iq.with_attr("type", "result").with_child(bind), State::Bound { device, jid })
                 } else {
                     let error = StanzaError::ResourceConstraint.to_element();
-                    (iq.with_attr("type", "error").with_child(error), State::Unbound(device))
+                    (iq.with_attr("type", "error").with_child(error), State::Unbound(device, proof))
                 };
                 self.send(Piece::new(iq.to_document()));
                 state
@@ -295,7 +306,7 @@ impl XmppStream {
         }
     }
 
-    fn bind(&mut self, device: DeviceId, iq: &Element) {
+    fn bind(&mut self, device: DeviceId, proof: Box<Proof>, iq: &Element) {
         let bind = iq.child(ns::BIND, "bind");
         let Some(bind) = bind.filter(|_| iq.is(ns::CLIENT, "iq") && iq.attr("type") == Some("set")) else {
             return self.fail(StreamError::NotAuthorized);
@@ -308,8 +319,8 @@ impl XmppStream {
         // JIDs fold the local part to lower case.
         let jid = format!("{}@{}/{resource}", device.folded(), self.domain).into();
         let id = iq.attr("id").map(Into::into);
-        self.outputs.push_back(StreamOutput::Bind { device: device.clone() });
-        self.state = State::Binding { device, id, jid };
+        self.outputs.push_back(StreamOutput::Bind { device: device.clone(), proof: proof.clone() });
+        self.state = State::Binding { device, proof, id, jid };
     }
 
     fn stanza(&mut self, stanza: &Element, device: &DeviceId, jid: &str, now: Instant) {

@@ -14,7 +14,7 @@ use relay_core::{
 };
 
 use super::{
-    State, StreamError, StreamOutput, XmppStream,
+    Proof, State, StreamError, StreamOutput, XmppStream,
     scram::{Challenge, ClientFirst, ScramError},
 };
 use crate::wire::body::Piece;
@@ -31,7 +31,7 @@ pub(super) enum Step {
     /// The client is to prove that it knows the token.
     Challenged { device: DeviceId, challenge: Box<Challenge> },
     /// A token is being checked.
-    Checking { serial: u64, device: DeviceId },
+    Checking { serial: u64, device: DeviceId, token: Secret },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl XmppStream {
                 decode(element).and_then(|message| self.first(mechanism, &message))
             }
             ("response", Step::Challenged { device, challenge }) => {
-                decode(element).and_then(|message| self.last(&device, &challenge, &message))
+                decode(element).and_then(|message| self.last(device, *challenge, &message))
             }
             ("abort", _) => Err(Failure::Aborted),
             _ => Err(Failure::MalformedRequest),
@@ -134,8 +134,10 @@ impl XmppStream {
     pub fn authenticated(&mut self, serial: u64, principal: Result<Principal, AuthError>) {
         let State::Mechanisms(step) = &mut self.state else { return };
         match std::mem::replace(step, Step::Start) {
-            Step::Checking { serial: open, device } if open == serial => match principal {
-                Ok(Principal::Device(proved)) if proved == device => self.succeeded(device, ""),
+            Step::Checking { serial: open, device, token } if open == serial => match principal {
+                Ok(Principal::Device(proved)) if proved == device => {
+                    self.succeeded(device, Proof::Token(token), "");
+                }
                 Ok(_) => self.failed(Failure::NotAuthorized),
                 Err(error) => self.failed(error.into()),
             },
@@ -179,8 +181,9 @@ impl XmppStream {
                 let device = self.claimed(name, Some(authzid).filter(|authzid| !authzid.is_empty()))?;
                 let token = Secret::new(token);
                 let serial = self.ask();
-                self.outputs.push_back(StreamOutput::Authenticate { serial, device: device.clone(), token });
-                Ok(Some(Step::Checking { serial, device }))
+                let (asked, shown) = (device.clone(), token.clone());
+                self.outputs.push_back(StreamOutput::Authenticate { serial, device: asked, token: shown });
+                Ok(Some(Step::Checking { serial, device, token }))
             }
         }
     }
@@ -192,12 +195,13 @@ impl XmppStream {
 
     fn last(
         &mut self,
-        device: &DeviceId,
-        challenge: &Challenge,
+        device: DeviceId,
+        challenge: Challenge,
         message: &str,
     ) -> Result<Option<Step>, Failure> {
         let signature = challenge.finish(message)?;
-        self.succeeded(device.clone(), &signature);
+        let (hash, verifier) = challenge.into_verifier();
+        self.succeeded(device, Proof::Verifier(hash, verifier), &signature);
         Ok(None)
     }
 
@@ -212,8 +216,8 @@ impl XmppStream {
         if acts_as_itself { Ok(device) } else { Err(Failure::InvalidAuthzid) }
     }
 
-    fn succeeded(&mut self, device: DeviceId, data: &str) {
-        self.state = State::Succeeded(device);
+    fn succeeded(&mut self, device: DeviceId, proof: Proof, data: &str) {
+        self.state = State::Succeeded(device, Box::new(proof));
         self.say("success", data);
     }
 

@@ -86,6 +86,11 @@ impl Challenge {
         (challenge, message)
     }
 
+    /// What the proof was checked against.
+    pub(super) fn into_verifier(self) -> (ScramHash, ScramVerifier) {
+        (self.hash, self.verifier)
+    }
+
     /// Checks the client's final message; the server's final one, if the proof is right.
     pub(super) fn finish(&self, message: &str) -> Result<String, ScramError> {
         let (signed, proof) = message.rsplit_once(",p=").ok_or(ScramError::Malformed)?;

@@ -33,7 +33,7 @@ fn outputs(stream: &mut XmppStream) -> Vec<String> {
             StreamOutput::Send(piece) => piece.xml,
             StreamOutput::Verifier { device, hash, .. } => format!("verifier of {device} {hash:?}"),
             StreamOutput::Authenticate { device, .. } => format!("authenticate {device}"),
-            StreamOutput::Bind { device } => format!("bind {device}"),
+            StreamOutput::Bind { device, .. } => format!("bind {device}"),
             StreamOutput::Deliver(envelope) => format!("{envelope:?}"),
             StreamOutput::Resume { id, session } => format!("resume {} {id:?}", session.as_str()),
             StreamOutput::Fail(error) => format!("fail {}", error.as_str()),

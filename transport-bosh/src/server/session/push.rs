@@ -9,6 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use relay_core::{
+    auth::{AuthError, Authenticator, Credentials, Principal},
     envelope::Envelope,
     error::{ErrorKind, TransportError},
     ids::{DeviceId, SessionId},
@@ -21,7 +22,7 @@ use super::{
     state::{Event, State},
 };
 use crate::{
-    proto::stream::StreamError,
+    proto::stream::{Proof, StreamError},
     wire::{TerminalCondition, body::Piece},
 };
 
@@ -160,23 +161,19 @@ impl Door {
     /// `holds`: whether the credential is still the device's.
     fn open(mut self, holds: Result<bool, AuthError>) -> Result<BoshPush, TransportError> {
         let error = |kind, words| Err(TransportError::new(INFO.name, kind, words));
-        let holds = match holds {
-            Ok(holds) => holds,
-            Err(_) => return error(ErrorKind::Unreachable, "the credential could not be checked again"),
+        let Ok(holds) = holds else {
+            return error(ErrorKind::Unreachable, "the credential cannot be checked again");
         };
         self.decided = true;
         let session = Arc::clone(&self.session);
         let mut state = session.lock();
+        if let Some(end) = state.end.filter(|_| state.machine.is_over()) {
+            return Err(over(end));
+        }
         if !holds {
             state.fail(StreamError::NotAuthorized);
             session.drain(state);
-            return error(
-                ErrorKind::Unauthenticated,
-                "the credential was replaced while the device logged in",
-            );
-        }
-        if let Some(end) = state.end.filter(|_| state.machine.is_over()) {
-            return Err(over(end));
+            return error(ErrorKind::Unauthenticated, "another credential has taken this one's place");
         }
         drop(state);
         Ok(BoshPush { session, started: false })

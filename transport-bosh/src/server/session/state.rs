@@ -20,7 +20,7 @@ use super::super::pending::Place;
 use crate::{
     proto::{
         manager::{End, ExchangeId, Manager, Output},
-        stream::{StreamError, StreamOutput, XmppStream},
+        stream::{Proof, StreamError, StreamOutput, XmppStream},
     },
     wire::{TerminalCondition, body::Piece},
 };
