@@ -151,8 +151,8 @@ pub trait Authenticator: fmt::Debug + Send + Sync + 'static {
     /// Says who shows `credentials`.
     async fn authenticate(&self, credentials: &Credentials) -> Result<Principal, AuthError>;
 
-    /// What to check a SCRAM proof of `device` against. For an unknown device: a verifier that no proof meets, whose
-    /// salt is the same each time it is asked for.
+    /// What to check a SCRAM proof of `device` against: the same each time it is asked for, as long as the credential
+    /// holds. For an unknown device: a verifier that no proof meets, and always the same one.
     async fn verifier(&self, device: &DeviceId, hash: ScramHash) -> Result<ScramVerifier, AuthError>;
 }
 

@@ -1,4 +1,5 @@
-//! Whose connection is no stranger's (B8): that of a device that logged in, and nobody else's, whatever is answered.
+//! Whom a log-in lets in (T17), and whose connection is no stranger's (B8): that of a device that logged in, and nobody
+//! else's, whatever is answered.
 #![cfg(feature = "relay")]
 
 mod http_support;
@@ -64,20 +65,32 @@ impl Session {
 
     /// Logs in by SCRAM-SHA-256 and binds.
     async fn bind(&mut self, device: &str, token: &str) {
+        let proof = self.challenged(device, token).await;
+        self.prove(&proof).await;
+        let answer = self.take_place().await;
+        assert!(answer.contains("<jid>"), "{answer}");
+    }
+
+    /// Begins to log in by SCRAM-SHA-256; the proof that is asked for.
+    async fn challenged(&mut self, device: &str, token: &str) -> String {
         let first = format!("n={device},r=abcdefgh");
         let encoded = STANDARD.encode(format!("n,,{first}"));
         let answer = self.say("", &format!("<auth {SASL} mechanism='SCRAM-SHA-256'>{encoded}</auth>")).await;
         let challenge = STANDARD.decode(between(&answer, &format!("<challenge {SASL}>"), "<")).unwrap();
         let challenge = String::from_utf8(challenge).unwrap();
-        let last = scram(token, &first, &challenge);
-        let encoded = STANDARD.encode(last);
+        STANDARD.encode(scram(token, &first, &challenge))
+    }
+
+    async fn prove(&mut self, encoded: &str) {
         let answer = self.say("", &format!("<response {SASL}>{encoded}</response>")).await;
         assert!(answer.contains("<success"), "{answer}");
+    }
+
+    async fn take_place(&mut self) -> String {
         let answer = self.say("to='localhost' xml:lang='en' xmpp:restart='true'", "").await;
         assert!(answer.contains("<bind"), "{answer}");
         let bind = "<iq id='b1' type='set' xmlns='jabber:client'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>";
-        let answer = self.say("", bind).await;
-        assert!(answer.contains("<jid>"), "{answer}");
+        self.say("", bind).await
     }
 }
 
@@ -185,4 +198,28 @@ async fn b8_the_poll_of_a_device_that_logged_in_trusts_its_connection() {
     send(&mut second, &poll).await;
     metrics.reaches("http_connections", 3).await;
     metrics.reaches("http_connections_unauthenticated", 0).await;
+}
+
+#[tokio::test]
+async fn t17_a_log_in_under_way_does_not_outlive_its_credential() {
+    let rig = Rig::start().await;
+    for replaced_after_the_proof in [false, true] {
+        let old = rig.enrol("d").await;
+        let opened = rig.relay.sessions_opened();
+        let mut session = Session::open(&rig).await;
+        let proof = session.challenged("d", &old).await;
+        let new = if replaced_after_the_proof {
+            session.prove(&proof).await;
+            rig.enrol("d").await
+        } else {
+            let new = rig.enrol("d").await;
+            session.prove(&proof).await;
+            new
+        };
+        let answer = session.take_place().await;
+        assert!(answer.contains("<not-authorized ") && answer.contains("type='terminate'"), "{answer}");
+        assert_eq!(rig.relay.sessions_opened(), opened, "it was never there");
+        // With the credential now in force it comes in.
+        Session::open(&rig).await.bind("d", &new).await;
+    }
 }

@@ -2,10 +2,21 @@
 
 mod server_support;
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use relay_core::{conformance::Event, transport::EndReason};
+use async_trait::async_trait;
+use relay_core::{
+    auth::{AuthError, Authenticator, Credentials, Principal, ScramHash, ScramVerifier},
+    conformance::{Event, Owner},
+    ids::DeviceId,
+    transport::{EndReason, Incoming, Listener},
+};
 use server_support::*;
+use transport_bosh::BoshServerConfig;
 
 fn raw(bench: &Bench, message: &[u8]) -> (u16, Vec<u8>) {
     let post = transport_bosh::Post::new(bytes::Bytes::copy_from_slice(message), PEER, true);
@@ -194,6 +205,53 @@ async fn t10_q8_an_unknown_device_looks_like_a_known_one_with_a_wrong_token() {
         answers.push(bench.say(client.next(&auth)).await);
     }
     assert_eq!(answers[0], answers[1]);
+}
+
+/// [`Devices`], until something happens to their credentials.
+#[derive(Debug, Default)]
+struct Changing(Arc<Mutex<Option<AuthError>>>);
+
+#[async_trait]
+impl Authenticator for Changing {
+    async fn authenticate(&self, credentials: &Credentials) -> Result<Principal, AuthError> {
+        let now = self.0.lock().unwrap().clone();
+        now.map_or(Ok(()), Err)?;
+        Devices.authenticate(credentials).await
+    }
+
+    async fn verifier(&self, device: &DeviceId, hash: ScramHash) -> Result<ScramVerifier, AuthError> {
+        Devices.verifier(device, hash).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn t17_what_was_shown_must_still_hold_when_the_session_is_taken() {
+    for (now, said, again) in [
+        (None, "<jid>", false),
+        (Some(AuthError::Rejected), "<not-authorized ", false),
+        // Nobody knows: the device is to try again.
+        (Some(AuthError::Unavailable), "<resource-constraint ", true),
+    ] {
+        let changing = Changing::default();
+        let credential = changing.0.clone();
+        let mut bench = Bench::guarded_by(Arc::new(changing), BoshServerConfig::new("example.net"));
+        let mut client = bench.authenticate("dev1", TERMS).await;
+        let binding = bench.post(client.next(BIND));
+        *credential.lock().unwrap() = now;
+        let Some(Incoming::Session(knock)) = bench.listener.accept().await else { panic!("a knock") };
+        let _owner = knock.handshake.await.ok().map(|session| Owner::start(session, None));
+        let mut answer = text(binding.await);
+        if answer == EMPTY {
+            answer = bench.say(client.next("")).await;
+        }
+        assert!(answer.contains(said), "{answer}");
+        if again {
+            *credential.lock().unwrap() = None;
+            let binding = bench.post(client.next(BIND));
+            let _owner = Owner::start(bench.accept().await, None);
+            assert!(text(binding.await).contains("<jid>"));
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

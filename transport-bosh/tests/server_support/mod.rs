@@ -72,7 +72,11 @@ impl Bench {
     pub fn with(change: impl FnOnce(&mut BoshServerConfig)) -> Self {
         let mut config = BoshServerConfig::new("example.net");
         change(&mut config);
-        let (manager, listener) = ConnectionManager::new(config, Arc::new(Devices));
+        Self::guarded_by(Arc::new(Devices), config)
+    }
+
+    pub fn guarded_by(authenticator: Arc<dyn Authenticator>, config: BoshServerConfig) -> Self {
+        let (manager, listener) = ConnectionManager::new(config, authenticator);
         Self { manager, listener }
     }
 
