@@ -1,72 +1,168 @@
-//! Bodies: reading them within bounds of size and time (B4, B9), and giving them.
+//! Bodies: reading them within bounds of size and time (B4, B9), and giving them, whole or as they come.
 
 use std::{
-    convert::Infallible,
     future::poll_fn,
     pin::Pin,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
-    task::{Context, Poll},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool, AtomicUsize,
+            Ordering::{self, Relaxed},
+        },
+    },
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use http::header;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
 
 use super::{
     App,
     access::Ticket,
+    door::Place,
     problem::{Code, Problem},
 };
 
 /// An answer.
 pub(super) type Reply = http::Response<ReplyBody>;
 
-/// A body in memory, given in pieces that the connection's write buffer can forget again.
+/// A body: in memory, or as it comes. It is given in pieces that the connection's write buffer can forget again.
 #[derive(Debug, Default)]
 pub(super) struct ReplyBody {
     bytes: Bytes,
+    rest: Option<Box<Rest>>,
     ticket: Option<Ticket>,
 }
 
+/// What of a streamed body is still to come.
+#[derive(Debug)]
+struct Rest {
+    pieces: mpsc::Receiver<Bytes>,
+    whole: Arc<AtomicBool>,
+    busy: Option<Busy>,
+}
+
+/// A connection whose answer is still being written: it does not rest, however long the next piece takes.
+#[derive(Debug)]
+struct Busy(Arc<Place>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.link.idle();
+    }
+}
+
 impl ReplyBody {
+    /// A body that is given as it comes. A peer that does not read it keeps [`Pieces::send`] waiting, until the
+    /// connection's write time-out ends both.
+    pub(super) fn stream() -> (Pieces, Self) {
+        let (sender, pieces) = mpsc::channel(WAITING);
+        let whole = Arc::new(AtomicBool::new(false));
+        let rest = Box::new(Rest { pieces, whole: whole.clone(), busy: None });
+        (Pieces { sender, whole }, Self { rest: Some(rest), ..Self::default() })
+    }
+
     /// The call counts as in flight until its answer is on its way: memory that nobody reads has a bound, too.
     pub(super) fn hold(&mut self, ticket: Option<Ticket>) {
         self.ticket = ticket;
     }
+
+    /// The answer is ready to be written on the connection of `place`.
+    pub(super) fn begin(&mut self, place: &Arc<Place>) {
+        match &mut self.rest {
+            Some(rest) => rest.busy = Some(Busy(place.clone())),
+            None => place.link.idle(),
+        }
+    }
 }
+
+/// The writing end of a streamed body. Dropped without [`finish`](Self::finish), the body breaks off, and its reader
+/// can tell: part of an answer is never taken for all of it.
+#[derive(Debug)]
+pub(super) struct Pieces {
+    sender: mpsc::Sender<Bytes>,
+    whole: Arc<AtomicBool>,
+}
+
+impl Pieces {
+    /// Sends one more piece, once there is room for it.
+    ///
+    /// # Errors
+    /// [`HungUp`]: nobody reads any more, and nobody will.
+    ///
+    /// # Cancel safety
+    /// Dropped before it resolves, nothing of the piece was sent.
+    pub(super) async fn send(&self, piece: impl Into<Bytes>) -> Result<(), HungUp> {
+        self.sender.send(piece.into()).await.map_err(|_| HungUp)
+    }
+
+    /// Resolves once nobody reads any more.
+    pub(super) async fn hung_up(&self) {
+        self.sender.closed().await;
+    }
+
+    /// That was all.
+    pub(super) fn finish(self) {
+        self.whole.store(true, Ordering::Release);
+    }
+}
+
+/// Whoever the answer was for is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the caller hung up")]
+pub(super) struct HungUp;
+
+/// Whoever wrote the answer is gone before it was whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the answer broke off")]
+pub(super) struct BrokenOff;
 
 /// The largest piece: hyper keeps a write buffer as large as the largest piece that ever went through it.
 const PIECE: usize = 16 * 1024;
+/// Pieces of a streamed body that wait for the connection.
+const WAITING: usize = 4;
 
 impl From<Bytes> for ReplyBody {
     fn from(bytes: Bytes) -> Self {
-        Self { bytes, ticket: None }
+        Self { bytes, ..Self::default() }
     }
 }
 
 impl Body for ReplyBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = BrokenOff;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.bytes.is_empty() {
-            return Poll::Ready(None);
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        while self.bytes.is_empty() {
+            let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
+            match ready!(rest.pieces.poll_recv(cx)) {
+                Some(piece) => self.bytes = piece,
+                None if rest.whole.load(Ordering::Acquire) => self.rest = None,
+                None => return Poll::Ready(Some(Err(BrokenOff))),
+            }
         }
         let piece = PIECE.min(self.bytes.len());
         Poll::Ready(Some(Ok(Frame::data(self.bytes.split_to(piece)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.bytes.is_empty()
+        self.bytes.is_empty() && self.rest.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.bytes.len() as u64)
+        match self.rest {
+            Some(_) => SizeHint::new(),
+            None => SizeHint::with_exact(self.bytes.len() as u64),
+        }
     }
 }
 
@@ -208,4 +304,49 @@ fn data(frame: Result<Frame<Bytes>, hyper::Error>) -> Result<Bytes, Problem> {
 
 fn too_large(max: usize) -> Problem {
     Problem::new(Code::TooLarge, format!("the body has more than {max} bytes")).closing()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn next(body: &mut ReplyBody) -> Option<Result<Bytes, BrokenOff>> {
+        let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await?;
+        Some(frame.map(|frame| frame.into_data().expect("data")))
+    }
+
+    #[tokio::test]
+    async fn a_streamed_body_waits_for_its_reader_and_ends_when_it_is_finished() {
+        let (pieces, mut body) = ReplyBody::stream();
+        for _ in 0..WAITING {
+            pieces.send("line\n").await.unwrap();
+        }
+        assert!(timeout_at(Instant::now(), pieces.send("more")).await.is_err(), "there is no room");
+        assert_eq!(next(&mut body).await, Some(Ok(Bytes::from("line\n"))));
+        pieces.send(vec![b'x'; PIECE + 1]).await.unwrap();
+        pieces.finish();
+        let mut rest = Vec::new();
+        while let Some(piece) = next(&mut body).await {
+            rest.push(piece.unwrap().len());
+        }
+        assert_eq!(rest, [5, 5, 5, PIECE, 1]);
+        assert!(body.is_end_stream());
+    }
+
+    #[tokio::test]
+    async fn f3_a_streamed_body_that_nobody_finished_breaks_off() {
+        let (pieces, mut body) = ReplyBody::stream();
+        pieces.send("half a").await.unwrap();
+        drop(pieces);
+        assert_eq!(next(&mut body).await, Some(Ok(Bytes::from("half a"))));
+        assert_eq!(next(&mut body).await, Some(Err(BrokenOff)));
+    }
+
+    #[tokio::test]
+    async fn whoever_writes_a_streamed_body_learns_that_its_reader_is_gone() {
+        let (pieces, body) = ReplyBody::stream();
+        drop(body);
+        pieces.hung_up().await;
+        assert_eq!(pieces.send("x").await, Err(HungUp));
+    }
 }

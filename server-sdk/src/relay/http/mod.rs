@@ -205,7 +205,7 @@ impl Edge {
     fn answer(&self, call: impl Future<Output = Result<Reply, Problem>> + Send + 'static) -> Answer {
         let (app, place) = (self.app.clone(), self.place.clone());
         Box::pin(async move {
-            let reply = match AssertUnwindSafe(call).catch_unwind().await {
+            let mut reply = match AssertUnwindSafe(call).catch_unwind().await {
                 Ok(Ok(reply)) => reply,
                 Ok(Err(problem)) => {
                     tracing::debug!(%problem, "refused");
@@ -218,7 +218,7 @@ impl Edge {
                 }
             };
             app.metrics.answer(reply.status());
-            place.link.idle();
+            reply.body_mut().begin(&place);
             tracing::debug!(status = reply.status().as_u16(), "answered");
             Ok(reply)
         })
