@@ -28,6 +28,10 @@ pub struct RelayConfig {
     pub session_burst: u32,
     /// Sessions in all (100,000).
     pub sessions: usize,
+    /// How many of the last changes of presence are remembered for watchers that come back (10,000).
+    pub presence_log: usize,
+    /// How many changes a watcher may leave unread (1,000).
+    pub watcher_behind: usize,
 }
 
 impl Default for RelayConfig {
@@ -44,6 +48,8 @@ impl Default for RelayConfig {
             sessions_per_minute: 6,
             session_burst: 10,
             sessions: 100_000,
+            presence_log: 10_000,
+            watcher_behind: 1_000,
         }
     }
 }

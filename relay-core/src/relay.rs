@@ -1,5 +1,6 @@
 //! The relay: the engine's machines in a thin tokio shell.
 
+mod changes;
 mod clock;
 mod handle;
 
@@ -17,7 +18,8 @@ use async_trait::async_trait;
 use foldhash::quality::RandomState;
 use tokio::sync::{Semaphore, oneshot, watch};
 
-use self::{clock::Clock, handle::Handle};
+pub use self::changes::{PresenceChange, PresenceWatch, WatchEnd};
+use self::{changes::Changes, clock::Clock, handle::Handle};
 pub use crate::{
     config::RelayConfig,
     presence::{Presence, State},
@@ -87,6 +89,7 @@ struct Inner {
     handshakes: Arc<Semaphore>,
     stopping: watch::Sender<bool>,
     farewells: AtomicUsize,
+    changes: Changes,
     clock: Clock,
 }
 
@@ -140,6 +143,7 @@ impl RelayBuilder {
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
             stopping: watch::Sender::new(false),
             farewells: AtomicUsize::new(0),
+            changes: Changes::new(config.presence_log, config.watcher_behind),
             clock: Clock::new(),
             config,
         };
@@ -197,6 +201,17 @@ impl Relay {
     /// What is known of `device`; `None` if it is not known at all.
     pub fn presence(&self, device: &DeviceId) -> Option<Presence> {
         self.inner.with_device(device, |shard, now| shard.presence(now, device))
+    }
+
+    /// Watches devices come and go, from now on.
+    pub fn watch_presence(&self) -> PresenceWatch {
+        self.inner.changes.watch(self.inner.stopping.subscribe())
+    }
+
+    /// Goes on with a watch from its [position](PresenceWatch::position). `None`: that is not remembered, so who wants
+    /// to know how things are has to look anew.
+    pub fn watch_presence_after(&self, position: u64) -> Option<PresenceWatch> {
+        self.inner.changes.watch_after(position, self.inner.stopping.subscribe())
     }
 
     /// Sessions there are now.
@@ -425,7 +440,7 @@ impl Inner {
         f: impl FnOnce(&mut EngineShard, Instant) -> R,
     ) -> (R, Option<Instant>) {
         let now = now();
-        let (result, effects, wake_at) = {
+        let (result, effects, wake_at, head) = {
             let mut shard = self.lock(slot);
             let before = shard.sessions();
             let result = f(&mut shard, now);
@@ -434,7 +449,10 @@ impl Inner {
                 // Wrapping, so that one addition serves both ways.
                 self.sessions.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
             }
-            (result, shard.drain_effects(), shard.wake_at())
+            let effects = shard.drain_effects();
+            // Under the shard's lock, so that the changes of one device are written in their order.
+            let head = effects.iter().filter_map(|effect| self.write_down(effect)).last();
+            (result, effects, shard.wake_at(), head)
         };
         for effect in effects {
             self.run_effect(effect);
@@ -448,6 +466,9 @@ impl Inner {
     }
 
     fn run_effect(self: &Arc<Self>, effect: Effect<Waiter, Arc<Handle>>) {
+        if let Some(head) = head {
+            self.changes.announce(head);
+        }
         match effect {
             // Whoever waited may have hung up at this very moment: then the answer is nobody's.
             Effect::Finish { waiter, result } => drop(waiter.send(result)),
@@ -459,3 +480,9 @@ impl Inner {
         }
     }
 }
+    fn write_down(&self, effect: &Effect<Waiter, Arc<Handle>>) -> Option<u64> {
+        let Effect::Presence { device, state, epoch } = effect else { return None };
+        let change = PresenceChange { device: device.clone(), state: *state, epoch: *epoch };
+        Some(self.changes.write(change))
+    }
+
