@@ -17,6 +17,7 @@ use crate::{
     },
     ledger::{Ledger, LedgerConfig, RespondBy},
     registration::Registration,
+    relays::{Open, Relays, Ways},
     router::Router,
     shell::{Parts, Shell},
     state::{Damage, State},
@@ -45,10 +46,14 @@ pub struct Builder {
     concurrency: usize,
     reconnect: ReconnectConfig,
     allow_plaintext: bool,
+    allow_relays: Vec<String>,
     #[cfg(feature = "bosh")]
     domain: String,
     connector: Option<Arc<dyn Connector>>,
     relay_http: Option<Arc<dyn RelayHttp>>,
+    /// What makes the ways to a relay, in the tests of being sent from one to another.
+    #[cfg(test)]
+    pub(crate) open: Option<Open>,
 }
 
 impl Builder {
@@ -68,10 +73,13 @@ impl Builder {
             concurrency: 16,
             reconnect: ReconnectConfig::default(),
             allow_plaintext: false,
+            allow_relays: Vec::new(),
             #[cfg(feature = "bosh")]
             domain: "localhost".to_owned(),
             connector: None,
             relay_http: None,
+            #[cfg(test)]
+            open: None,
         }
     }
 
@@ -154,6 +162,16 @@ impl Builder {
         self
     }
 
+    /// Relays that the device may be sent to, beside its own. A relay that stops may name another one to come back to,
+    /// and the device shows its credential there, so this is a list of whom the vendor trusts with it: URLs, each an
+    /// origin and the path that is to begin with, such as `https://relay-2.example`; `https://*.relay.example` is every
+    /// name below `relay.example`. Default: none. Has no effect with a [`connector`](Self::connector) or
+    /// [`relay_http`](Self::relay_http) of one's own, which go to one relay.
+    pub fn allow_relays(mut self, urls: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.allow_relays.extend(urls.into_iter().map(Into::into));
+        self
+    }
+
     /// The relay's XMPP domain, for BOSH. Default: `localhost`, as the relay's.
     #[cfg(feature = "bosh")]
     pub fn domain(mut self, domain: impl Into<String>) -> Self {
@@ -193,17 +211,27 @@ impl Builder {
             return Err(StartError::NoCredential);
         }
 
-        let connector = match self.connector {
-            Some(connector) => connector,
-            #[cfg(feature = "bosh")]
-            None => bosh(&url, self.allow_plaintext, self.domain, self.keepalive)?,
-            #[cfg(not(feature = "bosh"))]
-            None => return Err(StartError::NoConnector),
+        #[cfg(feature = "bosh")]
+        let open = {
+            let (allow_plaintext, domain, keepalive) = (self.allow_plaintext, self.domain, self.keepalive);
+            Open::new(move |url| {
+                let connector = bosh(url, allow_plaintext, domain.clone(), keepalive)?;
+                Ok(Ways { connector, http: Arc::new(HttpRelay::new(url.clone())?) })
+            })
         };
-        let http = match self.relay_http {
-            Some(http) => http,
-            None => Arc::new(HttpRelay::new(url)?),
+        #[cfg(not(feature = "bosh"))]
+        let open = Open::new(|_| Err(StartError::NoConnector));
+        #[cfg(test)]
+        let open = self.open.unwrap_or(open);
+        let (ways, open) = match (self.connector, self.relay_http) {
+            (None, None) => (open.at(&url)?, Some(open)),
+            (Some(connector), Some(http)) => (Ways { connector, http }, None),
+            (Some(connector), None) => {
+                (Ways { connector, http: Arc::new(HttpRelay::new(url.clone())?) }, None)
+            }
+            (None, Some(http)) => (Ways { http, ..open.at(&url)? }, None),
         };
+        let relays = Relays::new(url, &self.allow_relays, self.allow_plaintext, open)?;
 
         let keepalive = (self.on_quiet != OnQuiet::Off).then_some(self.keepalive);
         let agent = Agent::new(
@@ -221,7 +249,7 @@ impl Builder {
                 seed: seed(),
             },
         );
-        let over_bosh = connector.info().name == "bosh";
+        let over_bosh = ways.connector.info().name == "bosh";
         let by_default = if over_bosh { RespondBy::Http } else { RespondBy::Session };
         let mut ledger = LedgerConfig::new(self.respond_by.unwrap_or(by_default));
         ledger.concurrency = self.concurrency;
@@ -245,8 +273,8 @@ impl Builder {
             device,
             agent,
             ledger: Ledger::new(ledger, seed()),
-            http,
-            connector,
+            relays,
+            ways,
             router: self.router,
             state,
             registration: Registration { keepalive, ..self.registration },

@@ -84,6 +84,14 @@ pub enum Event {
         /// When it tries again.
         retry_in: Duration,
     },
+    /// The relay goes, and says where the device is to come back.
+    SentAway {
+        /// Where to.
+        to: Box<str>,
+        /// Whether the device goes there; if not, it comes back to where it is. See
+        /// [`allow_relays`](crate::Builder::allow_relays).
+        followed: bool,
+    },
     /// Nothing was pushed for a while, and the relay was asked whether it still knows the session.
     Survival {
         /// Whether it does; `None` if it did not say in time.

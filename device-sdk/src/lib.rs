@@ -70,6 +70,7 @@ mod handler;
 mod http;
 mod ledger;
 mod registration;
+mod relays;
 mod router;
 mod session;
 mod shell;

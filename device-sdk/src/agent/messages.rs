@@ -102,16 +102,28 @@ pub(crate) enum Input {
     Done(Attempt, Result<Done, Failure>),
     /// The relay pushed something on the session that this attempt opened.
     Pushed(Attempt),
+    /// The relay on whose session this comes is to be followed by another one.
+    SentAway(Attempt),
     Ended(Attempt, EndReason),
     /// Time has passed.
     Woken,
     Shutdown,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// At the relay that the device is configured for.
+    Home,
+    /// Where a relay sent it.
+    Away,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Output {
     Run(Attempt, Op),
     Abort(Attempt),
+    /// What follows is for the relay there.
+    Move(Place),
     /// Go on over a fresh connection on the session in force.
     Refresh,
     /// Say goodbye on the session in force.

@@ -8,6 +8,10 @@
 //! Online ── ended, or asked in vain ─▶ Waiting or Working
 //! ```
 //!
+//! A relay may send the device to another one, where it goes at the end of that wait. There it stays, over lost sessions,
+//! until a step fails; then it goes home, to the relay that it is configured for, which alone judges its credential and
+//! sees its PIN.
+//!
 //! The shell carries out what [`Agent::poll_output`] says, one [`Op`] at a time, and reports back through
 //! [`Agent::handle_input`]. An operation bears its number; what is reported under a number that is no longer current
 //! changes nothing.
@@ -24,7 +28,9 @@ use std::{
 use relay_core::{ids::SessionId, transport::EndReason};
 
 pub use self::messages::OnQuiet;
-pub(crate) use self::messages::{AgentConfig, Attempt, Done, Failure, FailureKind, Input, Known, Op, Output};
+pub(crate) use self::messages::{
+    AgentConfig, Attempt, Done, Failure, FailureKind, Input, Known, Op, Output, Place,
+};
 use crate::{
     backoff::{Backoff, Jitter},
     event::{Event, SessionState, Step},
@@ -89,6 +95,9 @@ pub(crate) struct Agent {
     jitter: Jitter,
     replaced: u32,
     refused: u32,
+    place: Place,
+    /// To go to another relay with the next step.
+    sent_away: bool,
     outputs: VecDeque<Output>,
 }
 
@@ -110,6 +119,8 @@ impl Agent {
             jitter: Jitter::new(known.seed),
             replaced: 0,
             refused: 0,
+            place: Place::Home,
+            sent_away: false,
             outputs: VecDeque::new(),
         }
     }
@@ -137,6 +148,11 @@ impl Agent {
                 {
                     *quiet_since = now;
                     self.proven();
+                }
+            }
+            Input::SentAway(of) => {
+                if matches!(&self.phase, Phase::Online { attempt, .. } if *attempt == of) {
+                    self.sent_away = true;
                 }
             }
             Input::Ended(of, reason) => {
@@ -225,6 +241,7 @@ impl Agent {
             self.start_over(now);
         } else {
             self.leave();
+            self.go_home();
             self.phase = Phase::Off;
             // A clean goodbye: the relay has nothing to go on with.
             self.resume = None;
@@ -265,8 +282,28 @@ impl Agent {
         self.next_step(now);
     }
 
+    fn go(&mut self, place: Place) {
+        self.place = place;
+        // What the one relay knows of the device the other may not.
+        self.registered = false;
+        self.outputs.push_back(Output::Move(place));
+    }
+
+    /// Whether the device was not there.
+    fn go_home(&mut self) -> bool {
+        self.sent_away = false;
+        let away = self.place == Place::Away;
+        if away {
+            self.go(Place::Home);
+        }
+        away
+    }
+
     /// The start-up order: credential, registration, session.
     fn next_step(&mut self, now: Instant) {
+        if std::mem::take(&mut self.sent_away) {
+            self.go(Place::Away);
+        }
         let within = self.config.step_within;
         if !self.has_token && !self.has_pin {
             self.phase = Phase::Refused;
@@ -395,7 +432,12 @@ impl Agent {
     }
 
     fn fail(&mut self, now: Instant, step: Step, failure: Failure) {
-        match failure.kind {
+        let kind = match failure.kind {
+            kind @ (FailureKind::Rejected | FailureKind::Replaced) => kind,
+            _ if self.go_home() => FailureKind::Passing,
+            kind => kind,
+        };
+        match kind {
             FailureKind::Refused | FailureKind::UnknownDevice => self.refuse(now, step, failure.words),
             FailureKind::Rejected if step == Step::Register => {
                 self.registered = true;
@@ -466,6 +508,11 @@ impl Agent {
             }
             EndReason::Revoked => {
                 self.resume = None;
+                if self.go_home() {
+                    let retry_in = self.backoff.next(&mut self.jitter, None);
+                    self.wait(now, retry_in);
+                    return self.event(Event::Offline { reason, retry_in });
+                }
                 self.event(Event::Offline { reason, retry_in: self.config.reconnect.refused });
                 return self.refuse(now, Step::Connect, "the relay revoked it".into());
             }

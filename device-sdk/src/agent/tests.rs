@@ -1,3 +1,5 @@
+mod away;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -441,6 +443,8 @@ struct Model {
     running: Option<(Attempt, Op)>,
     session: Option<(Attempt, Instant)>,
     registered_once: bool,
+    sent_away: bool,
+    away: bool,
 }
 
 impl Model {
@@ -453,6 +457,7 @@ impl Model {
                     match op {
                         Op::Enroll => {
                             assert!(self.has_pin && self.session.is_none());
+                            assert!(!self.away, "a PIN is for the device's own relay");
                             assert!(!self.has_token || self.token_refused, "a good token needs no PIN");
                         }
                         Op::Register => assert!(self.has_token),
@@ -470,6 +475,12 @@ impl Model {
                 Output::Abort(attempt) => {
                     let (running, _) = self.running.take().expect("aborted nothing");
                     assert_eq!(running, *attempt);
+                }
+                Output::Move(place) => {
+                    assert!(self.session.is_none() && self.running.is_none());
+                    self.away = *place == Place::Away;
+                    assert!(std::mem::take(&mut self.sent_away) || !self.away, "nobody sent it away");
+                    self.registered_once = false;
                 }
                 Output::CloseSession => assert!(self.session.take().is_some(), "closed no session"),
                 Output::Refresh => {
@@ -498,6 +509,7 @@ enum Move {
     Fail(FailureKind, Option<u64>),
     Stale,
     Pushed,
+    SentAway,
     Ended(EndReason),
     Pass(u64),
     Wake,
@@ -530,6 +542,7 @@ fn moves() -> impl Strategy<Value = Move> {
         2 => (kinds, proptest::option::of(any::<u64>())).prop_map(|(kind, after)| Move::Fail(kind, after)),
         1 => Just(Move::Stale),
         2 => Just(Move::Pushed),
+        1 => Just(Move::SentAway),
         2 => reasons.prop_map(Move::Ended),
         2 => (0..200u64).prop_map(Move::Pass),
         4 => Just(Move::Wake),
@@ -599,7 +612,7 @@ proptest! {
                         Op::Register if kind == FailureKind::Rejected => model.registered_once = true,
                         _ => {}
                     }
-                    model.token_refused |= refused && !matches!(op, Op::Enroll);
+                    model.token_refused |= refused && !matches!(op, Op::Enroll) && !model.away;
                     let retry_after = retry_after.map(Duration::from_secs);
                     rig.input(Input::Done(attempt, Err(Failure { retry_after, ..failure(kind) })))
                 }
@@ -610,9 +623,14 @@ proptest! {
                     let attempt = *attempt;
                     rig.input(Input::Pushed(attempt))
                 }
+                Move::SentAway => {
+                    let Some((attempt, _)) = model.session else { continue };
+                    model.sent_away = true;
+                    rig.input(Input::SentAway(attempt))
+                }
                 Move::Ended(reason) => {
                     let Some((attempt, _)) = model.session.take() else { continue };
-                    model.token_refused |= reason == EndReason::Revoked;
+                    model.token_refused |= reason == EndReason::Revoked && !model.away;
                     rig.input(Input::Ended(attempt, reason))
                 }
                 Move::Pass(seconds) => {

@@ -67,6 +67,10 @@ impl RelayUrl {
         Ok(Self(url))
     }
 
+    pub(crate) const fn as_url(&self) -> &Url {
+        &self.0
+    }
+
     pub(crate) fn is_tls(&self) -> bool {
         self.0.scheme() == "https"
     }

@@ -1,6 +1,8 @@
 //! The device's one task: carries out what the agent and the ledger say, and tells them what happened.
 
 mod ops;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,
@@ -17,7 +19,7 @@ use relay_core::{
     error::TransportError,
     ids::{DeviceId, RequestId},
     request::{Request, Response},
-    transport::{BoxFuture, CloseReason, Connector, EndReason, Push, Started},
+    transport::{BoxFuture, CloseReason, EndReason, Push, Started},
 };
 use tokio::{
     sync::{broadcast, mpsc, watch},
@@ -27,12 +29,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::ops::{Outcome, end_reason};
 use crate::{
-    agent::{self, Agent, Attempt, Done, Failure},
+    agent::{self, Agent, Attempt, Done, Failure, Place},
     event::{Event, SessionState},
     handler::{Context, status},
-    http::{RelayHttp, Verdict},
+    http::{Verdict, client::RelayUrl},
     ledger::{self, Ledger},
     registration::Registration,
+    relays::{Relays, Ways},
     router::Router,
     session::{Mailbox, Outbox},
     state::State,
@@ -55,8 +58,8 @@ pub(crate) struct Parts {
     pub(crate) device: DeviceId,
     pub(crate) agent: Agent,
     pub(crate) ledger: Ledger,
-    pub(crate) http: Arc<dyn RelayHttp>,
-    pub(crate) connector: Arc<dyn Connector>,
+    pub(crate) relays: Relays,
+    pub(crate) ways: Ways,
     pub(crate) router: Router,
     pub(crate) state: State,
     pub(crate) registration: Registration,
@@ -86,8 +89,14 @@ pub(crate) struct Shell {
     device: DeviceId,
     agent: Agent,
     ledger: Ledger,
-    http: Arc<dyn RelayHttp>,
-    connector: Arc<dyn Connector>,
+    relays: Relays,
+    /// To the relay that the device is configured for.
+    home: Ways,
+    /// To the relay that it is at, and where that is.
+    ways: Ways,
+    at: RelayUrl,
+    /// To the relay that it was sent to.
+    sent_to: Option<(RelayUrl, Ways)>,
     router: Arc<Router>,
     state: State,
     registration: Registration,
@@ -133,8 +142,11 @@ impl Shell {
             device: parts.device,
             agent: parts.agent,
             ledger: parts.ledger,
-            http: parts.http,
-            connector: parts.connector,
+            at: parts.relays.home().clone(),
+            relays: parts.relays,
+            home: parts.ways.clone(),
+            ways: parts.ways,
+            sent_to: None,
             router: Arc::new(parts.router),
             state: parts.state,
             registration: parts.registration,
@@ -292,20 +304,37 @@ impl Shell {
         let Some(link) = &self.link else { return };
         let attempt = link.attempt;
         let (envelopes, ended) = link.mailbox.take();
-        let mut drain = None;
+        let (mut drain, mut sent_to) = (None, None);
         for envelope in envelopes {
             self.agent.handle_input(now, agent::Input::Pushed(attempt));
             match envelope {
                 Envelope::Ping => self.put(Envelope::Pong),
-                Envelope::Drain { retry_after, .. } => {
+                Envelope::Drain { retry_after, to } => {
+                    sent_to = to;
                     drain = Some(EndReason::Drain { retry_after: Some(retry_after) });
                 }
                 other => self.enter(now, other),
             }
         }
+        if let Some(to) = sent_to {
+            self.sent_away(now, attempt, to);
+        }
         // Why the transport saw it end says less than the relay did.
         if let Some(reason) = drain.or(ended) {
             self.session_over(now, reason);
+        }
+    }
+
+    /// L2: the relay says where to come back.
+    fn sent_away(&mut self, now: Instant, attempt: Attempt, to: Box<str>) {
+        let followed = self.relays.follow(&self.at, &to);
+        if let Err(refused) = &followed {
+            tracing::warn!(device = %self.device, ?to, %refused, "the relay sent the device where it does not go");
+        }
+        self.tell(Event::SentAway { to, followed: followed.is_ok() });
+        if let Ok(relay) = followed {
+            self.sent_to = Some(relay);
+            self.agent.handle_input(now, agent::Input::SentAway(attempt));
         }
     }
 
@@ -400,6 +429,14 @@ impl Shell {
             agent::Output::Abort(attempt) => {
                 self.running.take_if(|running| running.attempt == attempt);
             }
+            agent::Output::Move(Place::Home) => {
+                (self.at, self.ways) = (self.relays.home().clone(), self.home.clone());
+            }
+            agent::Output::Move(Place::Away) => {
+                if let Some(relay) = self.sent_to.take() {
+                    (self.at, self.ways) = relay;
+                }
+            }
             agent::Output::Refresh => {
                 if let Some(link) = &mut self.link {
                     link.push.refresh();
@@ -476,7 +513,7 @@ impl Shell {
     }
 
     fn deliver(&mut self, id: RequestId, response: Response) {
-        let http = self.http.clone();
+        let http = self.ways.http.clone();
         let token = self.token.clone().unwrap_or_else(|| Secret::new(""));
         self.deliveries.spawn(async move {
             let attempt = AssertUnwindSafe(http.respond(&token, &id, &response)).catch_unwind().await;

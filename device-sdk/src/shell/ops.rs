@@ -22,7 +22,7 @@ pub(super) enum Outcome {
 
 impl Shell {
     pub(super) fn start(&self, op: Op) -> BoxFuture<Result<Outcome, Failure>> {
-        let (http, state, device) = (self.http.clone(), self.state.clone(), self.device.clone());
+        let (http, state, device) = (self.ways.http.clone(), self.state.clone(), self.device.clone());
         let token = self.token.clone().unwrap_or_else(|| Secret::new(""));
         match op {
             Op::Enroll => {
@@ -45,7 +45,7 @@ impl Shell {
                 })
             }
             Op::Connect { resume, deadline } => {
-                let connector = self.connector.clone();
+                let connector = self.ways.connector.clone();
                 Box::pin(async move {
                     let options = ConnectOptions::new(device.clone(), token, deadline).resuming(resume);
                     let session = connector.connect(options).await.map_err(Failure::from)?;
