@@ -183,7 +183,7 @@ impl Relay {
 
     /// Whether `device` is known.
     pub fn knows(&self, device: &DeviceId) -> bool {
-        self.inner.with_device(device, |shard, _| shard.knows(device))
+        self.inner.with_device(device, |shard, _| shard.find(device).is_some())
     }
 
     /// Any word from `device` outside its session: restarts its presence timer.
@@ -297,8 +297,20 @@ impl Relay {
 
     /// A response from `device`, however it came.
     pub fn respond(&self, device: &DeviceId, id: &RequestId, response: Response) -> Disposition {
+        // Where the device is, its calls are. One that is found by an ID that nobody can guess needs no other proof.
+        let answered = self.inner.with_device(device, |shard, now| match shard.find(device) {
+            Some(key) => shard.answer(now, key, id, response),
+            None => Err(response),
+        });
+        match answered {
+            Ok(()) => Disposition::Accepted,
+            Err(response) => self.verdict(device, id, response),
+        }
+    }
+
+    /// The verdict on a response for which no call of its device waited just now.
+    fn verdict(&self, device: &DeviceId, id: &RequestId, response: Response) -> Disposition {
         let Some(Place { slot, .. }) = self.inner.ids.place_of(id) else {
-            self.heard(device);
             return Disposition::Unknown;
         };
         let disposition = self.inner.with_slot(slot, |shard, now| shard.respond(now, device, id, response));
@@ -454,6 +466,9 @@ impl Inner {
             let head = effects.iter().filter_map(|effect| self.write_down(effect)).last();
             (result, effects, shard.wake_at(), head)
         };
+        if let Some(head) = head {
+            self.changes.announce(head);
+        }
         for effect in effects {
             self.run_effect(effect);
         }
@@ -465,10 +480,13 @@ impl Inner {
         shard.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    fn write_down(&self, effect: &Effect<Waiter, Arc<Handle>>) -> Option<u64> {
+        let Effect::Presence { device, state, epoch } = effect else { return None };
+        let change = PresenceChange { device: device.clone(), state: *state, epoch: *epoch };
+        Some(self.changes.write(change))
+    }
+
     fn run_effect(self: &Arc<Self>, effect: Effect<Waiter, Arc<Handle>>) {
-        if let Some(head) = head {
-            self.changes.announce(head);
-        }
         match effect {
             // Whoever waited may have hung up at this very moment: then the answer is nobody's.
             Effect::Finish { waiter, result } => drop(waiter.send(result)),
@@ -480,9 +498,3 @@ impl Inner {
         }
     }
 }
-    fn write_down(&self, effect: &Effect<Waiter, Arc<Handle>>) -> Option<u64> {
-        let Effect::Presence { device, state, epoch } = effect else { return None };
-        let change = PresenceChange { device: device.clone(), state: *state, epoch: *epoch };
-        Some(self.changes.write(change))
-    }
-

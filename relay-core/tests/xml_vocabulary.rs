@@ -43,8 +43,13 @@ fn envelope(document: &str) -> Envelope {
     }
 }
 
+/// As text, which is the same however it is made.
 fn write(envelope: &Envelope, now: Instant) -> String {
-    vocabulary::encode(envelope, &device(), now).unwrap().to_document()
+    let mut text = String::new();
+    let elements = vocabulary::write(envelope, &device(), now, &mut text).unwrap();
+    assert_eq!(text, vocabulary::encode(envelope, &device(), now).unwrap().to_document());
+    assert_eq!(elements, text.matches('<').count() - text.matches("</").count());
+    text
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub use self::{
 use self::{
     pending::{Admitted, Pending},
     session::{Beginning, MAX_EARLY_UNBOUND, Session},
-    sids::{Guesses, Key, Sids},
+    sids::{Guesses, Key, Sid, Sids},
     timer::Timer,
 };
 use crate::{
@@ -195,7 +195,12 @@ impl Inner {
     fn session(&self, sid: &str, peer: IpAddr, secure: bool) -> Result<Arc<Session>, Reply> {
         // Unknown, ended, foreign: one answer for all, so that it says nothing.
         let unknown = || Reply::new(200, body::terminate(TerminalCondition::ItemNotFound));
-        let Some(key) = self.sids.read(sid) else {
+        let sid = Sid::parse(sid);
+        let session = sid.and_then(|sid| self.find(&sid.key).filter(|session| session.sid.is(&sid)));
+        let Some(session) = session else {
+            if sid.is_some_and(|sid| self.sids.issued(&sid)) {
+                return Err(unknown());
+            }
             let wait = lock(&self.guesses).count(peer, session::now());
             return Err(match wait {
                 Some(wait) => {
@@ -205,7 +210,6 @@ impl Inner {
                 None => unknown(),
             });
         };
-        let session = self.find(&key).ok_or_else(unknown)?;
         if session.secure && !secure {
             // XEP-0124 §19.1: the connection goes, the session stays, or anybody could end it.
             return Err(Reply::closing(403, "This session is served over TLS alone.\n"));
@@ -235,14 +239,15 @@ impl Inner {
             }
         };
         let now = session::now();
-        let key = self.sids.issue();
+        let sid = self.sids.issue();
+        let key = sid.key;
         let Some(place) = self.admit(peer, key, now) else {
             tracing::warn!(%peer, "too many sessions that have not logged in");
             let wait = seconds(self.config.authentication);
             return Exchange::answered(Reply::later(503, "Too many sessions are logging in.\n", wait));
         };
         let exchange = ExchangeId(0);
-        let opening = terms.opening(&self.sids.text(&key), request.rid, &self.domain);
+        let opening = terms.opening(&sid.text(), request.rid, &self.domain);
         let mut machine =
             manager::Manager::new(terms, request.rid, exchange, opening, request.newkey.as_deref(), now);
         machine.set_max_early(MAX_EARLY_UNBOUND);
@@ -250,7 +255,7 @@ impl Inner {
         // Never waiting for anything, the first answer has the features (XEP-0206 §4).
         machine.send(stream.features());
         let beginning = Beginning {
-            key,
+            sid,
             manager: Arc::downgrade(self),
             source: peer,
             secure,

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration, time::Instant};
 
-use super::{Effect, Pending, SessionKey, Shard, Timer, outbox::Entry};
+use super::{DeviceKey, Effect, Pending, SessionKey, Shard, Timer, outbox::Entry};
 use crate::{
     envelope::Envelope,
     ids::{DeviceId, RequestId},
@@ -12,6 +12,15 @@ use crate::{
 };
 
 const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+/// A response that came on a session and was not taken; it is given back.
+#[derive(Debug)]
+pub(crate) enum NotTaken {
+    /// The session has no room for its acknowledgement.
+    Full(Response),
+    /// No call of that device waits for it in this shard.
+    NotHere(Response),
+}
 
 impl<W, H: Clone> Shard<W, H> {
     /// Takes a call in. On an error nothing is remembered and the device has not been asked.
@@ -55,7 +64,50 @@ impl<W, H: Clone> Shard<W, H> {
         Ok(())
     }
 
-    /// A response, however it came: its verdict, and the call's end if it is the one waited for.
+    /// A response from the device of this shard: the end of the call that waits for it. Given back if none does here.
+    pub(crate) fn answer(
+        &mut self,
+        now: Instant,
+        from: DeviceKey,
+        id: &RequestId,
+        response: Response,
+    ) -> Result<(), Response> {
+        self.heard_from(now, from);
+        match self.pending.remove_entry(id) {
+            Some((id, pending)) if pending.device == from => {
+                self.over(now, id, pending, Ok(response));
+                Ok(())
+            }
+            Some((id, others)) => {
+                self.pending.insert(id, others);
+                Err(response)
+            }
+            None => Err(response),
+        }
+    }
+
+    /// [`Shard::answer`] to a response that came on the session `key`, which gets its acknowledgement if it wants one.
+    pub(crate) fn answer_on(
+        &mut self,
+        now: Instant,
+        key: SessionKey,
+        id: &RequestId,
+        response: Response,
+        acknowledge: bool,
+    ) -> Result<(), NotTaken> {
+        // Whatever is answered needs room for its answer first: nothing is taken in whose answer would be lost.
+        if acknowledge && !self.has_control_room(key) {
+            return Err(NotTaken::Full(response));
+        }
+        self.answer(now, key.device, id, response).map_err(NotTaken::NotHere)?;
+        if acknowledge {
+            self.push_control(key, Envelope::Ack { id: id.clone(), disposition: Disposition::Accepted });
+        }
+        Ok(())
+    }
+
+    /// A response to a request that was issued here, however it came: its verdict, and the call's end if it is the one
+    /// waited for.
     pub(crate) fn respond(
         &mut self,
         now: Instant,
@@ -63,14 +115,11 @@ impl<W, H: Clone> Shard<W, H> {
         id: &RequestId,
         response: Response,
     ) -> Disposition {
-        let from = self.heard(now, from);
-        match self.pending.get(id) {
-            None => self.finished.verdict(now, from, id),
-            Some(pending) if Some(pending.device) != from => Disposition::Forbidden,
-            Some(_) => {
-                self.finish(now, id, Ok(response));
-                Disposition::Accepted
-            }
+        let from = self.find(from);
+        match from.map(|from| self.answer(now, from, id, response)) {
+            Some(Ok(())) => Disposition::Accepted,
+            _ if self.pending.contains_key(id) => Disposition::Forbidden,
+            _ => self.finished.verdict(now, from, id),
         }
     }
 
@@ -137,23 +186,35 @@ impl<W, H: Clone> Shard<W, H> {
     }
 
     pub(super) fn finish(&mut self, now: Instant, id: &RequestId, result: Result<Response, RequestError>) {
-        let Some(pending) = self.pending.remove(id) else { return };
+        if let Some((id, pending)) = self.pending.remove_entry(id) {
+            self.over(now, id, pending, result);
+        }
+    }
+
+    /// Ends the call of `pending`, which is out of the table already.
+    fn over(
+        &mut self,
+        now: Instant,
+        id: RequestId,
+        pending: Pending<W>,
+        result: Result<Response, RequestError>,
+    ) {
         let room = self.room();
         self.timers.disarm(pending.timer);
         let device = &mut self.devices[pending.device.0 as usize];
-        device.in_flight.retain(|other| other != id);
-        device.resend.retain(|other| other != id);
+        device.in_flight.retain(|other| *other != id);
+        device.resend.retain(|other| *other != id);
         if device.in_flight.is_empty() {
             device.in_flight = Vec::new();
         }
         if let Some(session) = device.session.as_mut() {
-            session.outbox.remove(room, id);
-            session.unconfirmed.retain(|(_, other)| other != id);
+            session.outbox.remove(room, &id);
+            session.unconfirmed.retain(|(_, other)| *other != id);
             if session.unconfirmed.is_empty() {
                 session.unconfirmed.shrink_to_fit();
             }
         }
-        self.finished.remember(now, id, pending.device, result.is_ok());
+        self.finished.remember(now, &id, pending.device, result.is_ok());
         self.effects.push(Effect::Finish { waiter: pending.waiter, result });
     }
 

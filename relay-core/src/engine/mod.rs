@@ -25,11 +25,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::{device::Device, finished::Finished, outbox::Room, timers::TimerKey, timers::Timers};
 pub(crate) use self::{
+    calls::NotTaken,
     device::{DeviceKey, SessionKey},
     sessions::Opening,
 };
+use self::{device::Device, finished::Finished, outbox::Room, timers::TimerKey, timers::Timers};
 use foldhash::quality::RandomState;
 
 use crate::{
@@ -161,8 +162,8 @@ impl<W, H: Clone> Shard<W, H> {
         self.device(key).presence_timer = timer;
     }
 
-    pub(crate) fn knows(&self, device: &DeviceId) -> bool {
-        self.names.contains_key(device)
+    pub(crate) fn find(&self, device: &DeviceId) -> Option<DeviceKey> {
+        self.names.get(device).copied()
     }
 
     fn device(&mut self, key: DeviceKey) -> &mut Device<H> {
@@ -182,10 +183,14 @@ impl<W, H: Clone> Shard<W, H> {
 
     /// Any word from the device outside its session.
     pub(crate) fn heard(&mut self, now: Instant, device: &DeviceId) -> Option<DeviceKey> {
-        let key = *self.names.get(device)?;
-        self.device(key).last_heard = Some(now);
-        self.settle(now, key);
+        let key = self.find(device)?;
+        self.heard_from(now, key);
         Some(key)
+    }
+
+    fn heard_from(&mut self, now: Instant, device: DeviceKey) {
+        self.device(device).last_heard = Some(now);
+        self.settle(now, device);
     }
 
     /// Whether `session` is, by any of its IDs, a session that the device can still use.

@@ -137,9 +137,8 @@ impl<W, H: Clone> Shard<W, H> {
 
     /// A sign of life on the session.
     pub(crate) fn heard_on(&mut self, now: Instant, key: SessionKey) {
-        if let Some(known) = self.current(key) {
-            known.last_heard = Some(now);
-            self.settle(now, key.device);
+        if self.current(key).is_some() {
+            self.heard_from(now, key.device);
         }
     }
 

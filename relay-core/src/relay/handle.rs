@@ -13,9 +13,9 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{Inner, Relay};
+use super::{EngineShard, Inner, Relay};
 use crate::{
-    engine::{Opening, SessionKey},
+    engine::{NotTaken, Opening, SessionKey},
     envelope::Envelope,
     error::{ErrorKind, TransportError},
     ids::{DeviceId, SessionId},
@@ -237,15 +237,25 @@ impl Inbound for Handle {
     fn envelope(&self, envelope: Envelope) -> Result<(), Full> {
         let Some(inner) = self.relay.upgrade() else { return Ok(()) };
         let relay = Relay { inner };
-        // Whatever is answered needs room for its answer first: nothing is taken in whose answer would be lost.
-        let answered = matches!(envelope, Envelope::Response { acknowledge: true, .. } | Envelope::Ping);
-        if answered && !relay.inner.with_slot(self.slot, |shard, _| shard.has_control_room(self.key)) {
-            return Err(Full(envelope));
-        }
         let answer = match envelope {
             Envelope::Response { id, response, acknowledge } => {
-                let disposition = relay.respond(&self.device, &id, response);
-                acknowledge.then_some(Envelope::Ack { id, disposition })
+                let answer =
+                    |shard: &mut EngineShard, now| shard.answer_on(now, self.key, &id, response, acknowledge);
+                match relay.inner.with_slot(self.slot, answer) {
+                    Ok(()) => None,
+                    Err(NotTaken::Full(response)) => {
+                        return Err(Full(Envelope::Response { id, response, acknowledge }));
+                    }
+                    Err(NotTaken::NotHere(response)) => {
+                        let disposition = relay.verdict(&self.device, &id, response);
+                        acknowledge.then_some(Envelope::Ack { id, disposition })
+                    }
+                }
+            }
+            Envelope::Ping
+                if !relay.inner.with_slot(self.slot, |shard, _| shard.has_control_room(self.key)) =>
+            {
+                return Err(Full(Envelope::Ping));
             }
             Envelope::Received { id } => {
                 relay.received(&self.device, &id);

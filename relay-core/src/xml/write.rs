@@ -124,6 +124,11 @@ fn push_value(out: &mut String, value: &str) {
     out.push('\'');
 }
 
+/// Appends text between tags.
+pub(super) fn push_text(out: &mut String, text: &str) {
+    escape(text, out, false);
+}
+
 /// Which bytes need a look before they are written.
 const SPECIAL: [bool; 256] = {
     let mut table = [false; 256];
@@ -141,8 +146,19 @@ const SPECIAL: [bool; 256] = {
     table
 };
 
+/// Whether none of `bytes` does. Nearly always so: sixteen are looked at in one go.
+fn is_plain(bytes: &[u8]) -> bool {
+    let special = |b: u8| (b < 0x20) | matches!(b, b'&' | b'<' | b'>' | b'\'' | 0xef);
+    let (chunks, rest) = bytes.as_chunks::<16>();
+    chunks.iter().all(|chunk| !chunk.iter().fold(false, |found, byte| found | special(*byte)))
+        && !rest.iter().any(|byte| SPECIAL[usize::from(*byte)])
+}
+
 /// Appends `text` so that it reads as itself in text or, if `attribute`, between single quotes.
 fn escape(text: &str, out: &mut String, attribute: bool) {
+    if is_plain(text.as_bytes()) {
+        return out.push_str(text);
+    }
     let mut rest = text;
     while let Some(at) = rest.bytes().position(|byte| SPECIAL[usize::from(byte)]) {
         out.push_str(&rest[..at]);

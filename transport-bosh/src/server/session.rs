@@ -23,7 +23,7 @@ use relay_core::{
 };
 
 use self::state::State;
-use super::{Inner, http::Reply, pending::Place, sids::Key};
+use super::{Inner, http::Reply, pending::Place, sids::Sid};
 use crate::{
     proto::{
         manager::{self, ExchangeId, Request},
@@ -38,7 +38,7 @@ pub(super) const MAX_EARLY_UNBOUND: usize = 8 * 1024;
 
 /// A session.
 pub(super) struct Session {
-    pub(super) key: Key,
+    pub(super) sid: Sid,
     manager: Weak<Inner>,
     source: IpAddr,
     /// Whether it was created over TLS: all its requests must come so.
@@ -56,7 +56,7 @@ impl fmt::Debug for Session {
 
 /// What a session is made of.
 pub(super) struct Beginning {
-    pub(super) key: Key,
+    pub(super) sid: Sid,
     pub(super) manager: Weak<Inner>,
     pub(super) source: IpAddr,
     pub(super) secure: bool,
@@ -71,9 +71,9 @@ pub(super) struct Beginning {
 impl Session {
     /// A session whose creation request is `exchange`; answered once [`Session::kick`] is called.
     pub(super) fn new(beginning: Beginning, exchange: ExchangeId) -> Arc<Self> {
-        let Beginning { key, manager, source, secure, content, place, machine, stream, deadline } = beginning;
+        let Beginning { sid, manager, source, secure, content, place, machine, stream, deadline } = beginning;
         let state = Mutex::new(State::new(machine, stream, place, deadline, exchange));
-        Arc::new(Self { key, manager, source, secure, content, state })
+        Arc::new(Self { sid, manager, source, secure, content, state })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

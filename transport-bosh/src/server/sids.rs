@@ -17,8 +17,8 @@ use super::source::source;
 
 /// The random part, by which sessions are found.
 pub(super) type Key = [u8; 16];
-/// Bytes of the mark that shows a SID to be ours.
-const MARK: usize = 12;
+/// Shows a SID to be ours, whether or not its session is still there.
+type Mark = [u8; 12];
 
 /// Lower-case base32: case carries no meaning in session IDs.
 static BASE32: LazyLock<Encoding> = LazyLock::new(|| {
@@ -27,9 +27,45 @@ static BASE32: LazyLock<Encoding> = LazyLock::new(|| {
     specification.encoding().expect("32 distinct symbols are a base")
 });
 
+/// A SID. One that a client shows may be anybody's making.
+#[derive(Clone, Copy)]
+pub(super) struct Sid {
+    pub(super) key: Key,
+    mark: Mark,
+}
+
+impl Sid {
+    /// Reads what looks like a SID.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut bytes = [0; size_of::<Key>() + size_of::<Mark>()];
+        if BASE32.decode_len(text.len()).ok()? != bytes.len() {
+            return None;
+        }
+        BASE32.decode_mut(text.as_bytes(), &mut bytes).ok()?;
+        let (key, mark) = bytes.split_first_chunk()?;
+        Some(Self { key: *key, mark: mark.try_into().ok()? })
+    }
+
+    /// Whether it is that of a session which is there: no secret needs to be asked then.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        bool::from(self.key.ct_eq(&other.key) & self.mark.ct_eq(&other.mark))
+    }
+
+    /// It as text: 45 characters.
+    pub(super) fn text(&self) -> String {
+        BASE32.encode(&[&self.key[..], &self.mark[..]].concat())
+    }
+}
+
+impl fmt::Debug for Sid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sid(…)")
+    }
+}
+
 /// Makes SIDs and knows its own.
 pub(super) struct Sids {
-    /// With the secret and what the marks are for taken in already: every request has its SID checked.
+    /// With the secret and what the marks are for taken in already.
     keyed: Hmac<Sha256>,
 }
 
@@ -52,36 +88,23 @@ impl Sids {
     }
 
     /// A new one.
-    pub(super) fn issue(&self) -> Key {
+    pub(super) fn issue(&self) -> Sid {
         let mut key = Key::default();
         relay_core::random::fill(&mut key);
-        key
+        Sid { key, mark: self.mark(&key) }
     }
 
-    /// The SID of `key` as text: 45 characters.
-    pub(super) fn text(&self, key: &Key) -> String {
-        let mut bytes = [0; size_of::<Key>() + MARK];
-        bytes[..key.len()].copy_from_slice(key);
-        bytes[key.len()..].copy_from_slice(&self.mark(key));
-        BASE32.encode(&bytes)
+    /// Whether `sid` was ours at some time.
+    pub(super) fn issued(&self, sid: &Sid) -> bool {
+        sid.mark.ct_eq(&self.mark(&sid.key)).into()
     }
 
-    /// The key of a SID that was ours at some time; `None` if it never was.
-    pub(super) fn read(&self, text: &str) -> Option<Key> {
-        let mut bytes = [0; size_of::<Key>() + MARK];
-        if BASE32.decode_len(text.len()).ok()? != bytes.len() {
-            return None;
-        }
-        BASE32.decode_mut(text.as_bytes(), &mut bytes).ok()?;
-        let (key, mark) = bytes.split_first_chunk::<{ size_of::<Key>() }>()?;
-        bool::from(mark.ct_eq(&self.mark(key))).then_some(*key)
-    }
-
-    fn mark(&self, key: &Key) -> [u8; MARK] {
+    fn mark(&self, key: &Key) -> Mark {
         let mut mac = self.keyed.clone();
         mac.update(key);
-        let mut mark = [0; MARK];
-        mark.copy_from_slice(&mac.finalize().into_bytes()[..MARK]);
+        let mut mark = Mark::default();
+        let length = mark.len();
+        mark.copy_from_slice(&mac.finalize().into_bytes()[..length]);
         mark
     }
 }
@@ -139,31 +162,37 @@ mod tests {
     #[test]
     fn t1_sids_are_distinct_unguessable_and_known_as_ours() {
         let sids = Sids::new(None);
-        let issued: HashSet<_> = (0..10_000).map(|_| sids.text(&sids.issue())).collect();
+        let ours = |sids: &Sids, text: &str| Sid::parse(text).is_some_and(|sid| sids.issued(&sid));
+        let issued: HashSet<_> = (0..10_000).map(|_| sids.issue().text()).collect();
         assert_eq!(issued.len(), 10_000);
         let other = Sids::new(None);
         for sid in issued.iter().take(100) {
             assert!(SessionId::new(sid).is_ok() && sid.len() == 45, "{sid}");
-            assert!(sids.read(sid).is_some());
-            assert!(other.read(sid).is_none(), "another relay's");
+            assert!(ours(&sids, sid));
+            assert!(!ours(&other, sid), "another relay's");
             for at in [0, 10, 30, 44] {
                 let mut forged = sid.clone().into_bytes();
                 forged[at] = if forged[at] == b'a' { b'b' } else { b'a' };
                 let forged = String::from_utf8(forged).unwrap();
-                assert!(sids.read(&forged).is_none(), "{forged}");
+                assert!(!ours(&sids, &forged), "{forged}");
+                let one = Sid::parse(sid).unwrap();
+                assert!(
+                    one.is(&one) && Sid::parse(&forged).is_none_or(|forged| !forged.is(&one)),
+                    "{forged}"
+                );
             }
         }
         for junk in ["", "a", &"a".repeat(45), &"a".repeat(64), "ä", "A2345678"] {
-            assert!(sids.read(junk).is_none(), "{junk:?}");
+            assert!(!ours(&sids, junk), "{junk:?}");
         }
     }
 
     #[test]
     fn t1_a_kept_key_knows_sids_from_before_a_restart() {
         let before = Sids::new(Some([7; 32]));
-        let sid = before.text(&before.issue());
-        assert!(Sids::new(Some([7; 32])).read(&sid).is_some());
-        assert!(Sids::new(Some([8; 32])).read(&sid).is_none());
+        let sid = before.issue();
+        assert!(Sids::new(Some([7; 32])).issued(&sid));
+        assert!(!Sids::new(Some([8; 32])).issued(&sid));
     }
 
     #[test]

@@ -21,10 +21,10 @@ pub struct Addresses<'a> {
 }
 
 impl Addresses<'_> {
-    /// A stanza to the device, with `payload` in it.
-    fn stanza(&self, name: &str, id: Option<&str>, kind: Option<&str>, payload: Option<&Element>) -> Piece {
-        // Written as text: a tree would cost an allocation for each of these attributes, at every push.
-        let mut out = String::with_capacity(512);
+    /// The start tag of a stanza to the device. Written as text: a tree would cost an allocation for each of these
+    /// attributes, at every push.
+    fn start(&self, name: &str, id: Option<&str>, kind: Option<&str>) -> String {
+        let mut out = String::with_capacity(STANZA);
         out.push('<');
         out.push_str(name);
         let attributes = [("id", id), ("type", kind), ("from", Some(self.domain)), ("to", Some(self.jid))];
@@ -34,14 +34,18 @@ impl Addresses<'_> {
             }
         }
         push_attribute(&mut out, "xmlns", ns::CLIENT);
+        out
+    }
+
+    /// A stanza to the device, with `payload` in it.
+    fn stanza(&self, name: &str, id: Option<&str>, kind: Option<&str>, payload: Option<&Element>) -> Piece {
+        let mut out = self.start(name, id, kind);
         match payload {
             None => out.push_str("/>"),
             Some(payload) => {
                 out.push('>');
                 payload.write_to(&mut out, ns::CLIENT);
-                out.push_str("</");
-                out.push_str(name);
-                out.push('>');
+                end(&mut out, name);
             }
         }
         Piece::new(out)
@@ -50,21 +54,24 @@ impl Addresses<'_> {
     /// `envelope` as a stanza to the device.
     ///
     /// # Errors
-    /// As [`vocabulary::encode`].
+    /// As [`vocabulary::write`].
     pub fn envelope(
         &self,
         envelope: &Envelope,
         device: &DeviceId,
         now: Instant,
     ) -> Result<Piece, vocabulary::VocabularyError> {
-        let payload = vocabulary::encode(envelope, device, now)?;
-        Ok(match envelope {
+        let (name, mut out) = match envelope {
             Envelope::Request { id, request, .. } => {
                 let kind = if request.method.is_get() { "get" } else { "set" };
-                self.stanza("iq", Some(id.as_str()), Some(kind), Some(&payload))
+                ("iq", self.start("iq", Some(id.as_str()), Some(kind)))
             }
-            _ => self.stanza("message", None, None, Some(&payload)),
-        })
+            _ => ("message", self.start("message", None, None)),
+        };
+        out.push('>');
+        let elements = vocabulary::write(envelope, device, now, &mut out)?;
+        end(&mut out, name);
+        Ok(Piece { xml: out, stream: false, elements: elements + 1 })
     }
 
     /// The empty result of the iq `id`.
@@ -81,6 +88,15 @@ impl Addresses<'_> {
     pub(crate) fn error(&self, name: &'static str, id: Option<&str>, error: StanzaError) -> Piece {
         self.stanza(name, id, Some("error"), Some(&error.to_element()))
     }
+}
+
+/// What most stanzas have room in, in bytes.
+const STANZA: usize = 512;
+
+fn end(out: &mut String, name: &str) {
+    out.push_str("</");
+    out.push_str(name);
+    out.push('>');
 }
 
 /// A stanza error that the relay answers with.

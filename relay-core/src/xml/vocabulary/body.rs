@@ -5,11 +5,11 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::STANDARD},
 };
 
-use super::VocabularyError;
+use super::{VocabularyError, form::Form};
 use crate::{
     envelope::MAX_INLINE_BODY,
     request::Body,
-    xml::{Element, chars, ns},
+    xml::{Element, chars},
 };
 
 /// Reads base64 with and without padding.
@@ -18,15 +18,21 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-pub(super) fn encode(body: &Body) -> Result<Element, VocabularyError> {
+pub(super) fn describe(body: &Body, form: &mut impl Form) -> Result<(), VocabularyError> {
     if body.bytes.len() > MAX_INLINE_BODY {
         return Err(VocabularyError::BodyTooLarge { size: body.bytes.len(), max: MAX_INLINE_BODY });
     }
-    let element = Element::new(ns::RELAY, "body").with_attr("type", body.content_type());
-    Ok(match as_text(body) {
-        Some(text) => element.with_text(text),
-        None => element.with_attr("encoding", "base64").with_text(STANDARD.encode(&body.bytes)),
-    })
+    form.start("body");
+    form.attribute("type", body.content_type());
+    match as_text(body) {
+        Some(text) => form.text(text),
+        None => {
+            form.attribute("encoding", "base64");
+            form.text(&STANDARD.encode(&body.bytes));
+        }
+    }
+    form.end("body");
+    Ok(())
 }
 
 pub(super) fn decode(element: &Element) -> Result<Body, VocabularyError> {

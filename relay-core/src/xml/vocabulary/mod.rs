@@ -22,10 +22,12 @@
 //! unknown attributes and children of known ones, without the counting.
 
 mod body;
+mod form;
 mod time;
 
 use std::{sync::Arc, time::Instant};
 
+use self::form::{Form, Text, Tree};
 use super::{Element, ns};
 use crate::{
     envelope::Envelope,
@@ -103,51 +105,88 @@ pub enum VocabularyError {
     BodyElsewhere,
 }
 
-/// Writes `envelope` for the session of `device`.
+/// `envelope`, for the session of `device`, as an element.
 ///
 /// # Errors
 /// [`VocabularyError::BodyTooLarge`] if a body is larger than
 /// [`MAX_INLINE_BODY`](crate::envelope::MAX_INLINE_BODY).
 pub fn encode(envelope: &Envelope, device: &DeviceId, now: Instant) -> Result<Element, VocabularyError> {
-    Ok(match envelope {
+    let mut tree = Tree::default();
+    describe(envelope, device, now, &mut tree)?;
+    Ok(tree.root())
+}
+
+/// Appends `envelope`, for the session of `device`, to `out` as text, which spares the element. How many elements were
+/// written.
+///
+/// # Errors
+/// As [`encode`]; `out` then ends anywhere.
+pub fn write(
+    envelope: &Envelope,
+    device: &DeviceId,
+    now: Instant,
+    out: &mut String,
+) -> Result<usize, VocabularyError> {
+    let mut text = Text::new(out);
+    describe(envelope, device, now, &mut text)?;
+    Ok(text.elements())
+}
+
+/// Says of `envelope` what stands in its element.
+fn describe(
+    envelope: &Envelope,
+    device: &DeviceId,
+    now: Instant,
+    form: &mut impl Form,
+) -> Result<(), VocabularyError> {
+    match envelope {
         Envelope::Request { id, request, deadline } => {
-            let mut element = identified("request", id).with_attr("method", request.method.as_str());
+            form.start("request");
+            form.attribute("id", id.as_str());
+            form.attribute("method", request.method.as_str());
             if request.device != *device {
-                element.set_attr("device", request.device.as_str());
+                form.attribute("device", request.device.as_str());
             }
-            element.set_attr("wait", time::write(deadline.saturating_duration_since(now)));
+            form.attribute("wait", &time::write(deadline.saturating_duration_since(now)));
             if let Some(context) = &request.traceparent {
-                element.set_attr("traceparent", &**context);
+                form.attribute("traceparent", context);
             }
             for object in &request.objects {
-                element.push(Element::new(ns::RELAY, "object").with_text(object.as_str()));
+                form.start("object");
+                form.text(object.as_str());
+                form.end("object");
             }
             if let Some(body) = &request.body {
-                element.push(body::encode(body)?);
+                body::describe(body, form)?;
             }
-            element
+            form.end("request");
         }
         Envelope::Response { id, response, acknowledge: _ } => {
-            let mut element = identified("response", id).with_attr("status", response.status.as_str());
+            form.start("response");
+            form.attribute("id", id.as_str());
+            form.attribute("status", response.status.as_str());
             if let Some(body) = &response.body {
-                element.push(body::encode(body)?);
+                body::describe(body, form)?;
             }
-            element
+            form.end("response");
         }
-        Envelope::Received { id } => identified("received", id),
-        Envelope::Ack { id, disposition } => identified("ack", id).with_attr("outcome", disposition.as_str()),
-        Envelope::Cancel { id } => identified("cancel", id),
+        Envelope::Received { id } => form.empty("received", &[("id", id.as_str())]),
+        Envelope::Ack { id, disposition } => {
+            form.empty("ack", &[("id", id.as_str()), ("outcome", disposition.as_str())]);
+        }
+        Envelope::Cancel { id } => form.empty("cancel", &[("id", id.as_str())]),
         Envelope::Drain { retry_after, to } => {
-            let mut element =
-                Element::new(ns::RELAY, "drain").with_attr("retry-after", time::write(*retry_after));
+            form.start("drain");
+            form.attribute("retry-after", &time::write(*retry_after));
             if let Some(to) = to {
-                element.set_attr("to", &**to);
+                form.attribute("to", to);
             }
-            element
+            form.end("drain");
         }
-        Envelope::Ping => Element::new(ns::RELAY, "ping"),
-        Envelope::Pong => Element::new(ns::RELAY, "pong"),
-    })
+        Envelope::Ping => form.empty("ping", &[]),
+        Envelope::Pong => form.empty("pong", &[]),
+    }
+    Ok(())
 }
 
 /// Reads an element that came on the session of `device`.
@@ -198,10 +237,6 @@ pub fn decode_resume(element: &Element) -> Option<Result<SessionId, VocabularyEr
             source,
         })
     })
-}
-
-fn identified(name: &'static str, id: &RequestId) -> Element {
-    Element::new(ns::RELAY, name).with_attr("id", id.as_str())
 }
 
 fn required<'e>(

@@ -165,7 +165,7 @@ impl Session {
         }
         if over && state.events.is_empty() && state.tombstone.is_none_or(|until| now() >= until) {
             state.tombstone = None;
-            manager.forget(&self.key);
+            manager.forget(&self.sid.key);
         }
     }
 
@@ -185,7 +185,7 @@ impl Session {
             _ => false,
         };
         if !keep {
-            manager.timer.set(self.key, state.timer, wanted);
+            manager.timer.set(self.sid.key, state.timer, wanted);
             state.timer = wanted;
         }
     }

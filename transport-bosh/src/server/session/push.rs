@@ -36,7 +36,7 @@ impl Session {
     pub(super) fn knock(self: &Arc<Self>, device: DeviceId, proof: Proof) {
         let Some(manager) = self.manager.upgrade() else { return };
         let door = Door { session: Arc::clone(self), decided: false };
-        let sid = manager.sids.text(&self.key);
+        let sid = self.sid.text();
         let (authenticator, within) = (Arc::clone(&manager.authenticator), manager.config.authentication);
         let handshake = Box::pin(async move {
             let invalid =
