@@ -251,6 +251,17 @@ impl Element {
         }
     }
 
+    /// How many elements it is, itself included.
+    pub(super) fn count(&self) -> usize {
+        let mut count = 0;
+        let mut pending = vec![self];
+        while let Some(element) = pending.pop() {
+            count += 1;
+            pending.extend(element.children());
+        }
+        count
+    }
+
     fn has_grandchildren(&self) -> bool {
         self.children().any(|child| !child.children.is_empty())
     }
