@@ -214,6 +214,11 @@ id!(
     "an app name"
 );
 id!(
+    /// An address book of an account.
+    BookId,
+    "an address book's name"
+);
+id!(
     /// The LAN that a gateway stands in.
     SiteId,
     "a site ID"
@@ -229,7 +234,7 @@ id!(
     SessionId,
     "a session ID"
 );
-shown!(DeviceId, AccountId, KeyId, AppName, SiteId, RequestId, ObjectId, Method);
+shown!(DeviceId, AccountId, KeyId, AppName, BookId, SiteId, RequestId, ObjectId, Method);
 
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -17,6 +17,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 pub mod auth;
+pub mod book;
 mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;

@@ -32,3 +32,13 @@ pub use self::{
 pub fn push_attribute(out: &mut String, name: &str, value: &str) {
     write::push_attribute(out, name, value);
 }
+
+/// Whether `name` is a name without colons (XML Namespaces §3).
+pub(crate) fn is_local_name(name: &str) -> bool {
+    chars::is_local_name(name)
+}
+
+/// Whether all of `text` are characters that XML has.
+pub(crate) fn is_text(text: &str) -> bool {
+    chars::first_not_xml(text).is_none()
+}
