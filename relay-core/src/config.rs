@@ -28,6 +28,8 @@ pub struct RelayConfig {
     pub session_burst: u32,
     /// Sessions in all (100,000).
     pub sessions: usize,
+    /// How long a device that opened a job's app may say nothing of it (60 s).
+    pub job_silence: Duration,
     /// How many of the last changes of presence are remembered for watchers that come back (10,000).
     pub presence_log: usize,
     /// How many changes a watcher may leave unread (1,000).
@@ -48,6 +50,7 @@ impl Default for RelayConfig {
             sessions_per_minute: 6,
             session_burst: 10,
             sessions: 100_000,
+            job_silence: Duration::from_secs(60),
             presence_log: 10_000,
             watcher_behind: 1_000,
         }

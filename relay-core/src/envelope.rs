@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration, time::Instant};
 
 use crate::{
-    ids::RequestId,
+    app::Progress,
+    ids::{AppName, RequestId},
     outcome::Disposition,
     request::{Request, Response},
 };
@@ -49,6 +50,20 @@ pub enum Envelope {
     Cancel {
         /// The request's ID.
         id: RequestId,
+    },
+    /// Either way: the channel of that job is to be closed.
+    Close {
+        /// The job's ID.
+        id: RequestId,
+        /// Its app.
+        app: AppName,
+    },
+    /// From the device: how far it is with a job.
+    Progress {
+        /// The job's ID.
+        id: RequestId,
+        /// How far.
+        progress: Progress,
     },
     /// To the device: the relay goes; come back then.
     Drain {

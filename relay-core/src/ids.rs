@@ -284,6 +284,12 @@ impl Method {
         SET.clone()
     }
 
+    /// Opens an app: the method of jobs.
+    pub fn open() -> Self {
+        static OPEN: std::sync::LazyLock<Method> = std::sync::LazyLock::new(|| Method("OPEN".into()));
+        OPEN.clone()
+    }
+
     /// Whether this is GET, which asks for nothing to be changed.
     pub fn is_get(&self) -> bool {
         &*self.0 == "GET"

@@ -16,6 +16,7 @@
 //! codecs that a transport may use.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
+pub mod app;
 pub mod auth;
 pub mod book;
 mod config;

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     sync::{Arc, Mutex},
 };
 
@@ -13,14 +14,16 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
+    app::{Channel, ChannelReceiver, ChannelSender},
     auth::{Authenticator, Credentials, Principal},
     envelope::Envelope,
     error::{ErrorKind, TransportError},
     ids::{DeviceId, SessionId},
     random,
     transport::{
-        CloseReason, ConnectOptions, Connector, EndReason, Full, Inbound, Incoming, Knock, Listener,
-        PeerInfo, Push, Queue, Session, Started, TransportInfo,
+        BoxFuture, ChannelKnock, ChannelOptions, CloseReason, ConnectOptions, Connector, DeviceChannel,
+        EndReason, Full, Inbound, Incoming, Knock, Listener, PeerInfo, Push, Queue, RelayChannel, Session,
+        Started, TransportInfo,
     },
 };
 
@@ -31,7 +34,7 @@ const BACKLOG: usize = 128;
 /// How long an end that was refused room waits before it offers the envelope again.
 const OFFER_AGAIN: std::time::Duration = std::time::Duration::from_millis(5);
 
-const INFO: TransportInfo = TransportInfo::new("memory");
+const INFO: TransportInfo = TransportInfo::new("memory").with_channels();
 
 /// A transport of its own: the two ends find each other and nobody else. `authenticator` decides who is let in.
 pub fn transport(authenticator: Arc<dyn Authenticator>) -> (MemoryConnector, MemoryListener) {
@@ -42,7 +45,7 @@ pub fn transport(authenticator: Arc<dyn Authenticator>) -> (MemoryConnector, Mem
 /// The dialling end of [`transport`].
 #[derive(Debug, Clone)]
 pub struct MemoryConnector {
-    door: mpsc::Sender<Knock>,
+    door: mpsc::Sender<Incoming>,
     authenticator: Arc<dyn Authenticator>,
     links: Arc<Mutex<HashMap<DeviceId, watch::Sender<bool>>>>,
 }
@@ -50,11 +53,18 @@ pub struct MemoryConnector {
 /// The listening end of [`transport`].
 #[derive(Debug)]
 pub struct MemoryListener {
-    knocks: mpsc::Receiver<Knock>,
+    knocks: mpsc::Receiver<Incoming>,
 }
 
 impl MemoryConnector {
-    /// Breaks the newest connection of `device`: neither end can say goodbye.
+    /// What says that the newest connection of `device` was cut.
+    fn link_of(&self, device: &DeviceId) -> watch::Receiver<bool> {
+        let links = self.links.lock().unwrap_or_else(|e| e.into_inner());
+        links.get(device).map_or_else(|| watch::Sender::new(false).subscribe(), watch::Sender::subscribe)
+    }
+
+    /// Breaks the newest connection of `device`, and the channels that were opened beside it: neither end can say
+    /// goodbye.
     pub fn cut(&self, device: &DeviceId) {
         if let Some(link) = self.links.lock().unwrap_or_else(|e| e.into_inner()).remove(device) {
             link.send_replace(true);
@@ -102,7 +112,7 @@ impl Connector for MemoryConnector {
         let connecting = async {
             let unreachable = || error(ErrorKind::Unreachable, "nobody listens");
             self.door
-                .send(Knock { peer: PeerInfo::default(), handshake })
+                .send(Incoming::Session(Knock { peer: PeerInfo::default(), handshake }))
                 .await
                 .map_err(|_| unreachable())?;
             acceptance.await.unwrap_or(Err(ErrorKind::Unreachable)).map_err(|kind| error(kind, "not let in"))
@@ -113,6 +123,95 @@ impl Connector for MemoryConnector {
         self.links.lock().unwrap_or_else(|e| e.into_inner()).insert(device.clone(), link);
         Ok(Session::new(device, id, INFO, Box::new(device_end)).with_resumed(resumed))
     }
+
+    async fn channel(&self, options: ChannelOptions) -> Result<DeviceChannel, TransportError> {
+        let ChannelOptions { device, token, job, app, deadline } = options;
+        let credentials = Credentials::Device { device: device.clone(), token };
+        match self.authenticator.authenticate(&credentials).await {
+            Ok(Principal::Device(known)) if known == device => {}
+            _ => return Err(error(ErrorKind::Unauthenticated, "credentials were not accepted")),
+        }
+        let (to_relay, at_relay) = mpsc::channel(IN_TRANSIT);
+        let (to_device, at_device) = mpsc::channel(IN_TRANSIT);
+        let (opened, opening) = oneshot::channel();
+        let cut = self.link_of(&device);
+        let relay_end = Channel::new(Half::new(to_device, &cut), Half::new(at_relay, &cut));
+        let handshake: Handshake = Box::new(move |_| {
+            Box::pin(async move {
+                let _ = opened.send(());
+                Ok(relay_end)
+            })
+        });
+        let knock = ChannelKnock {
+            peer: PeerInfo::default(),
+            device,
+            job,
+            path: app.path.into(),
+            protocols: vec![app.protocol.into()],
+            handshake,
+        };
+        let opening = async {
+            let unreachable = |_| error(ErrorKind::Unreachable, "nobody listens");
+            self.door.send(Incoming::Channel(knock)).await.map_err(unreachable)?;
+            opening.await.map_err(|_| error(ErrorKind::Expired, "there is no such job"))
+        };
+        tokio::time::timeout_at(deadline.into(), opening)
+            .await
+            .map_err(|_| error(ErrorKind::TimedOut, "not opened before the deadline"))??;
+        Ok(Channel::new(Half::new(to_relay, &cut), Half::new(at_device, &cut)))
+    }
+}
+
+type Handshake = Box<dyn FnOnce(Box<str>) -> BoxFuture<Result<RelayChannel, TransportError>> + Send>;
+
+/// One direction of a channel, at one of its ends.
+#[derive(Debug)]
+struct Half<W> {
+    way: W,
+    cut: watch::Receiver<bool>,
+    closed: bool,
+}
+
+impl<W> Half<W> {
+    fn new(way: W, cut: &watch::Receiver<bool>) -> Self {
+        Self { way, cut: cut.clone(), closed: false }
+    }
+}
+
+fn interrupted() -> TransportError {
+    error(ErrorKind::Interrupted, "the link was cut")
+}
+
+#[async_trait]
+impl<T: fmt::Debug + Send + 'static> ChannelSender<T> for Half<mpsc::Sender<Option<T>>> {
+    async fn send(&mut self, message: T) -> Result<(), TransportError> {
+        if self.closed {
+            return Err(error(ErrorKind::Closed, "the channel is closed"));
+        }
+        tokio::select! {
+            biased;
+            Ok(_) = self.cut.wait_for(|cut| *cut) => Err(interrupted()),
+            sent = self.way.send(Some(message)) => sent.map_err(|_| error(ErrorKind::Closed, "the peer is gone")),
+        }
+    }
+
+    async fn close(&mut self) {
+        if !std::mem::replace(&mut self.closed, true) {
+            // A peer that reads nothing finds the way gone.
+            let _ = self.way.send_timeout(None, std::time::Duration::from_secs(1)).await;
+        }
+    }
+}
+
+#[async_trait]
+impl<T: fmt::Debug + Send + 'static> ChannelReceiver<T> for Half<mpsc::Receiver<Option<T>>> {
+    async fn receive(&mut self) -> Result<Option<T>, TransportError> {
+        tokio::select! {
+            biased;
+            Ok(_) = self.cut.wait_for(|cut| *cut) => Err(interrupted()),
+            message = self.way.recv() => message.ok_or_else(interrupted),
+        }
+    }
 }
 
 #[async_trait]
@@ -122,7 +221,7 @@ impl Listener for MemoryListener {
     }
 
     async fn accept(&mut self) -> Option<Incoming> {
-        self.knocks.recv().await.map(Incoming::Session)
+        self.knocks.recv().await
     }
 }
 

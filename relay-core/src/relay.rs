@@ -3,6 +3,7 @@
 mod changes;
 mod clock;
 mod handle;
+mod jobs;
 
 use std::{
     fmt,
@@ -18,8 +19,11 @@ use async_trait::async_trait;
 use foldhash::quality::RandomState;
 use tokio::sync::{Semaphore, oneshot, watch};
 
-pub use self::changes::{PresenceChange, PresenceWatch, WatchEnd};
-use self::{changes::Changes, clock::Clock, handle::Handle};
+use self::{changes::Changes, clock::Clock, handle::Handle, jobs::Jobs};
+pub use self::{
+    changes::{PresenceChange, PresenceWatch, WatchEnd},
+    jobs::{Job, JobCall, JobData},
+};
 pub use crate::{
     config::RelayConfig,
     presence::{Presence, State},
@@ -90,6 +94,7 @@ struct Inner {
     stopping: watch::Sender<bool>,
     farewells: AtomicUsize,
     changes: Changes,
+    jobs: Jobs,
     clock: Clock,
 }
 
@@ -144,6 +149,7 @@ impl RelayBuilder {
             stopping: watch::Sender::new(false),
             farewells: AtomicUsize::new(0),
             changes: Changes::new(config.presence_log, config.watcher_behind),
+            jobs: Jobs::default(),
             clock: Clock::new(),
             config,
         };
@@ -342,6 +348,17 @@ impl Relay {
             };
             match incoming {
                 None => return,
+                Some(Incoming::Channel(knock)) => {
+                    let Ok(permit) = Arc::clone(&self.inner.handshakes).try_acquire_owned() else { continue };
+                    let relay = self.clone();
+                    tokio::spawn(async move {
+                        let admitted = relay.admit_channel(knock).await;
+                        drop(permit);
+                        if let Some(channel) = admitted {
+                            channel.await;
+                        }
+                    });
+                }
                 Some(Incoming::Session(knock)) => {
                     let Ok(permit) = Arc::clone(&self.inner.handshakes).try_acquire_owned() else {
                         tracing::warn!(transport, peer = ?knock.peer.address, "too many handshakes; peer let go");
@@ -420,13 +437,18 @@ impl Inner {
     }
 
     fn place_in_flight(&self) -> Result<InFlight<'_>, RequestError> {
-        let place = InFlight(&self.in_flight);
+        self.take_place_in_flight()?;
+        Ok(InFlight(&self.in_flight))
+    }
+
+    /// Takes a place that its holder gives back.
+    fn take_place_in_flight(&self) -> Result<(), RequestError> {
         if self.in_flight.fetch_add(1, Ordering::Relaxed) >= self.config.relay_in_flight {
-            drop(place);
+            self.in_flight.fetch_sub(1, Ordering::Relaxed);
             let retry_after = Duration::from_secs(1);
             return Err(RequestError::TooManyRequests { bound: "in flight on this relay", retry_after });
         }
-        Ok(place)
+        Ok(())
     }
 
     fn with_device<R>(

@@ -4,7 +4,10 @@ use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 
-use crate::ids::{DeviceId, InvalidId, Method, ObjectId};
+use crate::{
+    app::Offer,
+    ids::{DeviceId, InvalidId, Method, ObjectId},
+};
 
 /// What an object costs beside its name.
 const OBJECT: usize = 24;
@@ -68,6 +71,8 @@ pub struct Request {
     pub body: Option<Body>,
     /// W3C trace context of the call, travelling with the request.
     pub traceparent: Option<Box<str>>,
+    /// Work for one of the device's apps: then the request is a job, and has neither objects nor body.
+    pub offer: Option<Box<Offer>>,
 }
 
 impl Request {
@@ -77,7 +82,12 @@ impl Request {
 
     /// A request without objects and body.
     pub fn new(device: DeviceId, method: Method) -> Self {
-        Self { device, method, objects: Vec::new(), body: None, traceparent: None }
+        Self { device, method, objects: Vec::new(), body: None, traceparent: None, offer: None }
+    }
+
+    /// Work for one of the device's apps.
+    pub fn job(device: DeviceId, offer: Offer) -> Self {
+        Self { offer: Some(Box::new(offer)), ..Self::new(device, Method::open()) }
     }
 
     /// A GET of one object.
@@ -107,6 +117,7 @@ impl Request {
     /// Bytes of payload: what counts against bounds in bytes.
     pub fn payload_len(&self) -> usize {
         self.body.as_ref().map_or(0, |body| body.bytes.len())
+            + self.offer.as_ref().and_then(|offer| offer.header.as_ref()).map_or(0, |header| header.len())
             + self.objects.iter().map(|object| OBJECT + object.as_str().len()).sum::<usize>()
     }
 }

@@ -27,10 +27,12 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
+    app::{Channel, ToDevice, ToRelay},
     auth::Secret,
     envelope::Envelope,
-    error::TransportError,
-    ids::{DeviceId, SessionId},
+    error::{ErrorKind, TransportError},
+    ids::{DeviceId, RequestId, SessionId},
+    store::App,
 };
 
 /// A boxed future, as handshakes are.
@@ -48,18 +50,33 @@ pub struct TransportInfo {
     pub confirms: bool,
     /// Whether a session outlives a broken connection.
     pub resumable: bool,
+    /// Whether a device opens a channel of this transport's for a job. If not, it reads the job's data by HTTP.
+    pub channels: bool,
 }
 
 impl TransportInfo {
     /// A transport that takes bodies up to [`crate::envelope::MAX_INLINE_BODY`], confirms nothing and ends with its connection.
     pub const fn new(name: &'static str) -> Self {
-        Self { name, max_body: crate::envelope::MAX_INLINE_BODY, confirms: false, resumable: false }
+        Self {
+            name,
+            max_body: crate::envelope::MAX_INLINE_BODY,
+            confirms: false,
+            resumable: false,
+            channels: false,
+        }
     }
 
     /// Reports [`Inbound::confirmed`].
     #[must_use]
     pub const fn confirming(mut self) -> Self {
         self.confirms = true;
+        self
+    }
+
+    /// Opens channels for jobs.
+    #[must_use]
+    pub const fn with_channels(mut self) -> Self {
+        self.channels = true;
         self
     }
 
@@ -86,6 +103,48 @@ pub trait Connector: fmt::Debug + Send + Sync + 'static {
     /// # Cancel safety
     /// Dropped half-way, no session stays behind for longer than the relay's log-in time-out.
     async fn connect(&self, options: ConnectOptions) -> Result<Session, TransportError>;
+
+    /// Opens the channel of a job, beside the session. Only of transports that say [`TransportInfo::channels`].
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); `Expired` if the relay has no such job (any more); `Unsupported` from transports
+    /// without channels.
+    ///
+    /// # Cancel safety
+    /// Dropped half-way, no channel stays behind.
+    async fn channel(&self, options: ChannelOptions) -> Result<DeviceChannel, TransportError> {
+        let _ = options;
+        let words = "this transport has no channels";
+        Err(TransportError::new(self.info().name, ErrorKind::Unsupported, words))
+    }
+}
+
+/// The device's end of a job's channel.
+pub type DeviceChannel = Channel<ToRelay, ToDevice>;
+/// The relay's end of a job's channel.
+pub type RelayChannel = Channel<ToDevice, ToRelay>;
+
+/// Which channel to open.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ChannelOptions {
+    /// Who opens it.
+    pub device: DeviceId,
+    /// Its credential.
+    pub token: Secret,
+    /// The job.
+    pub job: RequestId,
+    /// Whose job it is, as the device's app table has it.
+    pub app: App,
+    /// When to give up.
+    pub deadline: Instant,
+}
+
+impl ChannelOptions {
+    /// The channel of `job` for `app` of `device`, to be there before `deadline`.
+    pub const fn new(device: DeviceId, token: Secret, job: RequestId, app: App, deadline: Instant) -> Self {
+        Self { device, token, job, app, deadline }
+    }
 }
 
 /// How to connect.
@@ -135,12 +194,15 @@ pub trait Listener: fmt::Debug + Send + 'static {
 pub enum Incoming {
     /// A device that wants a session.
     Session(Knock),
+    /// A device that opens the channel of a job.
+    Channel(ChannelKnock),
 }
 
 impl fmt::Debug for Incoming {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Session(knock) => f.debug_tuple("Session").field(&knock.peer).finish(),
+            Self::Channel(knock) => f.debug_tuple("Channel").field(&knock.peer).field(&knock.job).finish(),
         }
     }
 }
@@ -156,6 +218,34 @@ pub struct Knock {
 impl fmt::Debug for Knock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Knock").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+/// A device, authenticated, that wants to open the channel of a job. Await `handshake` to let it in; drop it to refuse:
+/// there is no such job of that device.
+pub struct ChannelKnock {
+    /// Where it comes from.
+    pub peer: PeerInfo,
+    /// Who it is.
+    pub device: DeviceId,
+    /// Whose channel it wants.
+    pub job: RequestId,
+    /// The path that it asked for, without what all channels' paths begin with, as the app table has it.
+    pub path: Box<str>,
+    /// The protocols that it offered; the channel's must be among them.
+    pub protocols: Vec<Box<str>>,
+    /// Opens the channel with the protocol given. Bounded in time by the transport.
+    pub handshake: Box<dyn FnOnce(Box<str>) -> BoxFuture<Result<RelayChannel, TransportError>> + Send>,
+}
+
+impl fmt::Debug for ChannelKnock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChannelKnock")
+            .field("peer", &self.peer)
+            .field("device", &self.device)
+            .field("job", &self.job)
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }
 

@@ -19,7 +19,7 @@ impl Harness for Memory {
     type Guard = MemoryConnector;
 
     fn info(&self) -> TransportInfo {
-        TransportInfo::new("memory")
+        TransportInfo::new("memory").with_channels()
     }
 
     async fn start(&self, authenticator: Arc<dyn Authenticator>) -> Running<MemoryConnector> {

@@ -91,6 +91,7 @@ pub(super) async fn accept(listener: &mut dyn Listener) -> Session {
                     Ok(session) => return session,
                     Err(_) => continue,
                 },
+                Some(Incoming::Channel(_)) => {}
                 None => panic!("the listener closed"),
             }
         }

@@ -139,6 +139,20 @@ impl<W, H: Clone> Shard<W, H> {
         }
     }
 
+    /// The device is at work on it: the call may take until then.
+    pub(crate) fn extend(&mut self, from: &DeviceId, id: &RequestId, until: Instant) {
+        let from = self.names.get(from).copied();
+        let Some(pending) = self.pending.get_mut(id).filter(|pending| Some(pending.device) == from) else {
+            return;
+        };
+        (pending.sent, pending.received) = (true, true);
+        if until > pending.deadline {
+            pending.deadline = until;
+            self.timers.disarm(pending.timer);
+            pending.timer = self.timers.arm(until, Timer::Deadline(id.clone()));
+        }
+    }
+
     /// Nobody waits any more. A device that may have the request is told.
     pub(crate) fn cancel(&mut self, now: Instant, id: &RequestId) {
         self.give_up(now, id, |pending| give_up_error(pending.sent, pending.received));

@@ -92,6 +92,14 @@ impl<W, H: Clone> Shard<W, H> {
             unconfirmed: std::collections::VecDeque::new(),
         };
         let resumed = resume.is_some_and(|wanted| go_on_with(&mut session, &mut known.former, &wanted));
+        // A device that lost its memory has lost its jobs, too; one that has not passes over what it hears twice.
+        let jobs = known.in_flight.iter().filter(|id| {
+            let job =
+                self.pending.get(id).is_some_and(|pending| pending.sent && pending.request.offer.is_some());
+            job && !requests.contains(id)
+        });
+        let jobs: Vec<_> = jobs.cloned().collect();
+        requests.extend(jobs);
         let cost = |id: &RequestId| self.pending.get(id).map(Pending::cost);
         refill(&mut session, room, control, requests, cost);
         let opened = Opened { id: session.ids[0].clone(), resumed, epoch: known.epoch };

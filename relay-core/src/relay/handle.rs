@@ -261,6 +261,14 @@ impl Inbound for Handle {
                 relay.received(&self.device, &id);
                 None
             }
+            Envelope::Progress { id, progress } => {
+                relay.job_progress(&self.device, &id, &progress);
+                None
+            }
+            Envelope::Close { id, .. } => {
+                relay.job_closed(&self.device, &id);
+                None
+            }
             Envelope::Ping => Some(Envelope::Pong),
             Envelope::Pong => None,
             other => {

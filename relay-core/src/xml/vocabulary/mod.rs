@@ -22,10 +22,15 @@
 //! unknown attributes and children of known ones, without the counting.
 
 mod body;
+pub mod channel;
 mod form;
+mod job;
 mod time;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use self::form::{Form, Text, Tree};
 use super::{Element, ns};
@@ -132,6 +137,26 @@ pub fn write(
     Ok(text.elements())
 }
 
+/// Appends `envelope` as [`write`] does, for a transport on which the device opens channels: an offer then says only
+/// that one is to be opened.
+///
+/// # Errors
+/// As [`encode`]; `out` then ends anywhere.
+pub fn write_with_channels(
+    envelope: &Envelope,
+    device: &DeviceId,
+    now: Instant,
+    out: &mut String,
+) -> Result<usize, VocabularyError> {
+    let Envelope::Request { id, request, deadline } = envelope else {
+        return write(envelope, device, now, out);
+    };
+    let Some(offer) = &request.offer else { return write(envelope, device, now, out) };
+    let mut text = Text::new(out);
+    job::describe_open((id, request, offer), device, deadline.saturating_duration_since(now), &mut text);
+    Ok(text.elements())
+}
+
 /// Says of `envelope` what stands in its element.
 fn describe(
     envelope: &Envelope,
@@ -140,6 +165,10 @@ fn describe(
     form: &mut impl Form,
 ) -> Result<(), VocabularyError> {
     match envelope {
+        Envelope::Request { id, request, deadline } if let Some(offer) = &request.offer => {
+            let wait = deadline.saturating_duration_since(now);
+            job::describe_offer((id, request, offer), device, wait, form)?;
+        }
         Envelope::Request { id, request, deadline } => {
             form.start("request");
             form.attribute("id", id.as_str());
@@ -175,6 +204,8 @@ fn describe(
             form.empty("ack", &[("id", id.as_str()), ("outcome", disposition.as_str())]);
         }
         Envelope::Cancel { id } => form.empty("cancel", &[("id", id.as_str())]),
+        Envelope::Close { id, app } => job::describe_close(id, app, form),
+        Envelope::Progress { id, progress } => job::describe_progress(Some(id), progress, form),
         Envelope::Drain { retry_after, to } => {
             form.start("drain");
             form.attribute("retry-after", &time::write(*retry_after));
@@ -212,6 +243,22 @@ pub fn decode(element: &Element, device: &DeviceId, now: Instant) -> Result<Deco
                 .map_err(|()| VocabularyError::InvalidValue { element: "ack", attribute: "outcome" })?,
         },
         "cancel" => Envelope::Cancel { id: request_id(element, "cancel")? },
+        "job" => job::decode_offer(element, device, now)?,
+        "WebSocketControl" => job::decode_control(element, device, now)?,
+        "progress" => Envelope::Progress {
+            id: request_id(element, "progress")?,
+            progress: job::decode_progress(element)?,
+        },
+        "done" => Envelope::Response {
+            id: request_id(element, "done")?,
+            response: job::done(job::decode_version(element)),
+            acknowledge: false,
+        },
+        "error" => {
+            let (status, words) = job::decode_error(element)?;
+            let response = Response::error(status, words);
+            Envelope::Response { id: request_id(element, "error")?, response, acknowledge: false }
+        }
         "drain" => decode_drain(element)?,
         "ping" => Envelope::Ping,
         "pong" => Envelope::Pong,
@@ -267,17 +314,9 @@ fn decode_request(element: &Element, device: &DeviceId, now: Instant) -> Result<
         Some(other) => DeviceId::new(other).map_err(invalid("device"))?,
         None => device.clone(),
     };
-    let wait = match element.attr("wait") {
-        Some(wait) => {
-            time::read(wait).ok_or(VocabularyError::InvalidValue { element: "request", attribute: "wait" })?
-        }
-        None => Call::DEFAULT_WAIT,
-    };
+    let wait = wait_of(element, "request")?;
     let mut request = Request::new(device, method);
-    request.traceparent = element
-        .attr("traceparent")
-        .filter(|context| context.len() <= MAX_TRACE_CONTEXT && context.bytes().all(|b| b.is_ascii_graphic()))
-        .map(Into::into);
+    request.traceparent = traceparent(element);
     for child in element.children() {
         if child.is(ns::RELAY, "object") {
             request.objects.push(ObjectId::new(&child.text()).map_err(invalid("object"))?);
@@ -286,6 +325,19 @@ fn decode_request(element: &Element, device: &DeviceId, now: Instant) -> Result<
         }
     }
     Ok(Envelope::Request { id, request: Arc::new(request), deadline: now + wait })
+}
+
+/// The seconds left, or what a caller that says nothing gets.
+fn wait_of(element: &Element, name: &'static str) -> Result<Duration, VocabularyError> {
+    let Some(wait) = element.attr("wait") else { return Ok(Call::DEFAULT_WAIT) };
+    time::read(wait).ok_or(VocabularyError::InvalidValue { element: name, attribute: "wait" })
+}
+
+fn traceparent(element: &Element) -> Option<Box<str>> {
+    element
+        .attr("traceparent")
+        .filter(|context| context.len() <= MAX_TRACE_CONTEXT && context.bytes().all(|b| b.is_ascii_graphic()))
+        .map(Into::into)
 }
 
 fn decode_response(element: &Element) -> Result<Response, VocabularyError> {
@@ -299,7 +351,7 @@ fn decode_drain(element: &Element) -> Result<Envelope, VocabularyError> {
     let retry_after = match element.attr("retry-after") {
         Some(seconds) => time::read(seconds)
             .ok_or(VocabularyError::InvalidValue { element: "drain", attribute: "retry-after" })?,
-        None => std::time::Duration::ZERO,
+        None => Duration::ZERO,
     };
     let to = match element.attr("to") {
         Some(url) if url.len() > MAX_URL || !url.bytes().all(|b| b.is_ascii_graphic()) => {
