@@ -29,6 +29,7 @@ use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use relay_core::{
     auth::{AuthError, Authenticator, Credentials, Principal},
+    error::{ErrorKind, TransportError},
     ids::{DeviceId, SessionId},
     random,
     transport::{CloseReason, Inbound, Incoming, Knock, Listener, PeerInfo, Session, Started, TransportInfo},
@@ -122,41 +123,57 @@ impl WsManager {
 }
 
 impl Inner {
-    async fn admit(&self, head: Head, peer: IpAddr) -> Result<Accepted, Refusal> {
+    async fn admit(self: &Arc<Self>, head: Head, peer: IpAddr) -> Result<Accepted, Refusal> {
         let Head { accept, token, resume } = head;
-        let device = match self.authenticator.authenticate(&Credentials::Bearer(token)).await {
-            Ok(Principal::Device(device)) => device,
-            Ok(_) => return Err(Refusal::Forbidden),
-            Err(AuthError::Rejected) => return Err(Refusal::Unauthenticated),
-            Err(_) => return Err(Refusal::Unavailable),
-        };
+        let credentials = Credentials::Bearer(token);
+        let device = self.device(&credentials).await?;
         let (verdict, verdict_comes) = oneshot::channel();
-        let knock = Knock { peer: PeerInfo::at(peer), handshake: self.handshake(device, resume, verdict)? };
-        self.knocks.try_send(Incoming::Session(knock)).map_err(|_| Refusal::Closed)?;
-        match verdict_comes.await {
-            Ok(Ok(taken)) => Ok(Accepted { accept, taken: Some(taken), runtime: self.runtime.clone() }),
-            Ok(Err(CloseReason::Overloaded { retry_after })) => Err(Refusal::TooMany { retry_after }),
-            _ => Err(Refusal::Closed),
+        let id = SessionId::new(&random::base32::<20>()).map_err(|_| Refusal::Closed)?;
+        let inner = Arc::clone(self);
+        let handshake = Box::pin(async move {
+            // T17: the credential may have been revoked while the owner was busy elsewhere.
+            let refused = match inner.device(&credentials).await {
+                Ok(holder) if holder == device => {
+                    return Ok(inner.session(device, id, resume, verdict));
+                }
+                Ok(_) => Refusal::Unauthenticated,
+                Err(refused) => refused,
+            };
+            let error =
+                TransportError::new(INFO.name, ErrorKind::Unauthenticated, "the token no longer holds");
+            let _ = verdict.send(Err(refused.clone()));
+            Err(error.with_source(refused))
+        });
+        let knock = Incoming::Session(Knock { peer: PeerInfo::at(peer), handshake });
+        self.knocks.try_send(knock).map_err(|_| Refusal::Closed)?;
+        let taken = verdict_comes.await.unwrap_or(Err(Refusal::Closed))?;
+        Ok(Accepted { accept, taken: Some(taken), runtime: self.runtime.clone() })
+    }
+
+    /// The device that shows `credentials`.
+    async fn device(&self, credentials: &Credentials) -> Result<DeviceId, Refusal> {
+        match self.authenticator.authenticate(credentials).await {
+            Ok(Principal::Device(device)) => Ok(device),
+            Ok(_) => Err(Refusal::Forbidden),
+            Err(AuthError::Rejected) => Err(Refusal::Unauthenticated),
+            Err(_) => Err(Refusal::Unavailable),
         }
     }
 
     /// The session, ready for its owner.
-    fn handshake(
+    fn session(
         &self,
         device: DeviceId,
+        id: SessionId,
         resume: Option<SessionId>,
         verdict: oneshot::Sender<Verdict>,
-    ) -> Result<relay_core::transport::BoxFuture<Result<Session, relay_core::error::TransportError>>, Refusal>
-    {
-        let id = SessionId::new(&random::base32::<20>()).map_err(|_| Refusal::Closed)?;
+    ) -> Session {
         let mut config = self.config.control.clone();
         config.ping_every = config.ping_every.map(jittered);
         let patience = config.close_within * 2;
         let machine = Machine::new(End::Relay, device.clone(), config, session::now());
-        let shared = Shared::new(machine);
-        let push = WsPush::new(shared, Box::new(AtTheDoor { verdict }), patience);
-        let session = Session::new(device, id, INFO, Box::new(push)).resuming(resume);
-        Ok(Box::pin(std::future::ready(Ok(session))))
+        let push = WsPush::new(Shared::new(machine), Box::new(AtTheDoor { verdict }), patience);
+        Session::new(device, id, INFO, Box::new(push)).resuming(resume)
     }
 }
 
@@ -168,7 +185,7 @@ fn jittered(every: Duration) -> Duration {
     every.mul_f64(0.9 + 0.2 * part)
 }
 
-type Verdict = Result<Taken, CloseReason>;
+type Verdict = Result<Taken, Refusal>;
 
 /// A session that its owner has taken, and that has no connection yet.
 struct Taken {
@@ -208,7 +225,12 @@ impl Beginning for AtTheDoor {
     }
 
     fn refused(self: Box<Self>, reason: Option<CloseReason>, shared: &Arc<Shared>) {
-        let _ = self.verdict.send(Err(reason.unwrap_or(CloseReason::Shutdown)));
+        let refusal = match reason {
+            Some(CloseReason::Overloaded { retry_after }) => Refusal::TooMany { retry_after },
+            Some(CloseReason::Revoked) => Refusal::Unauthenticated,
+            _ => Refusal::Closed,
+        };
+        let _ = self.verdict.send(Err(refusal));
         shared.abandon(None);
     }
 }

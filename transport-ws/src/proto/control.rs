@@ -68,15 +68,21 @@ pub enum Output {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
-    Closing {
-        reason: EndReason,
-        until: Instant,
-        /// The peer's Close came: nothing more does.
-        heard: bool,
-        /// What the peer still says counts.
-        listening: bool,
-    },
+    Closing(Closing),
     Over(EndReason),
+}
+
+/// Our Close is sent, or waits to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Closing {
+    reason: EndReason,
+    until: Instant,
+    /// The peer's Close came: nothing more does.
+    heard: bool,
+    /// What the peer still says counts.
+    listening: bool,
+    /// What it still says can be read, so that its Close will be found.
+    legible: bool,
 }
 
 /// An envelope that the owner had no room for.
@@ -181,7 +187,7 @@ impl Machine {
     pub const fn end(&self) -> Option<EndReason> {
         match self.state {
             State::Open => None,
-            State::Closing { reason, .. } | State::Over(reason) => Some(reason),
+            State::Closing(Closing { reason, .. }) | State::Over(reason) => Some(reason),
         }
     }
 
@@ -223,7 +229,7 @@ impl Machine {
         }
         let (code, words) = close::of_reason(reason, self.is_relay());
         self.outgoing.close(Some(code), words);
-        self.closing(EndReason::Closed, false, true, now);
+        self.closing(EndReason::Closed, now, |closing| closing.listening = true);
     }
 
     /// The owner thinks that the connection may be dead: it is given a short time to show otherwise.
@@ -243,30 +249,30 @@ impl Machine {
         self.outgoing.ping(&payload);
     }
 
-    fn closing(&mut self, reason: EndReason, heard: bool, listening: bool, now: Instant) {
+    fn closing(&mut self, reason: EndReason, now: Instant, change: impl FnOnce(&mut Closing)) {
         let until = now + self.config.close_within;
-        self.state = State::Closing { reason, until, heard, listening };
+        let mut closing = Closing { reason, until, heard: false, listening: false, legible: true };
+        change(&mut closing);
+        self.state = State::Closing(closing);
         (self.ping_at, self.keepalive_at, self.silent_at) = (None, None, None);
         self.settle();
     }
 
     /// Bytes came before the opening handshake was over.
     pub fn too_early(&mut self, now: Instant) {
-        self.fail(Fault::new(close::PROTOCOL, "frames before the opening handshake was over"), now);
+        self.fail(Fault::new(close::PROTOCOL, "frames before the opening handshake was over"), false, now);
     }
 
-    /// The peer broke a rule.
-    fn fail(&mut self, fault: Fault, now: Instant) {
+    /// The peer broke a rule. `legible`: its frames are still known from one another.
+    fn fail(&mut self, fault: Fault, legible: bool, now: Instant) {
         tracing::debug!(device = %self.device, code = fault.code, words = fault.words, "the peer broke a rule");
-        self.unread = Vec::new();
         match &mut self.state {
             State::Open => {
                 self.outgoing.drop_data();
                 self.outgoing.close(Some(fault.code), fault.words);
-                self.closing(EndReason::Misbehaved, false, false, now);
+                self.closing(EndReason::Misbehaved, now, |closing| closing.legible = legible);
             }
-            // Its Close will not be found any more.
-            State::Closing { listening, .. } => *listening = false,
+            State::Closing(closing) => (closing.listening, closing.legible) = (false, legible),
             State::Over(_) => {}
         }
     }
@@ -281,7 +287,7 @@ impl Machine {
 
     /// RFC 6455 §7.1.1: the server closes the connection once both Closes have gone; the client waits for that.
     fn settle(&mut self) {
-        if let State::Closing { reason, heard: true, .. } = self.state
+        if let State::Closing(Closing { reason, heard: true, .. }) = self.state
             && self.is_relay()
             && self.outgoing.is_empty()
         {
@@ -307,7 +313,12 @@ impl Machine {
     }
 
     const fn keeps_reading(&self) -> bool {
-        matches!(self.state, State::Open | State::Closing { heard: false, listening: true, .. })
+        matches!(self.state, State::Open | State::Closing(Closing { heard: false, legible: true, .. }))
+    }
+
+    /// Whether what the peer says counts.
+    const fn listens(&self) -> bool {
+        matches!(self.state, State::Open | State::Closing(Closing { heard: false, listening: true, .. }))
     }
 
     /// Reads on in what was left over.
@@ -324,17 +335,16 @@ impl Machine {
     }
 
     fn read(&mut self, bytes: &mut &[u8], now: Instant) {
-        loop {
-            if !self.keeps_reading() {
-                self.throw_away(bytes.len());
-                return;
-            }
+        if !self.listens() {
+            self.throw_away(bytes.len());
+        }
+        while self.keeps_reading() {
             // While the owner has no room, nothing is read that would only wait here.
-            let data = self.held.is_none();
+            let data = self.held.is_none() || !self.listens();
             match self.decoder.next(bytes, data) {
                 Ok(Some(received)) => self.take_in(received, now),
                 Ok(None) => return,
-                Err(fault) => self.fail(fault, now),
+                Err(fault) => self.fail(fault, false, now),
             }
         }
     }
@@ -349,10 +359,13 @@ impl Machine {
     fn take_in(&mut self, received: Received, now: Instant) {
         self.alive = true;
         self.silent_at = None;
+        if !self.listens() && !matches!(received, Received::Close(_)) {
+            return;
+        }
         match received {
             Received::Text(message) => self.message(&message, now),
             // The decoder takes none.
-            Received::Binary(_) => self.fail(Fault::new(close::UNSUPPORTED, "messages here are text"), now),
+            Received::Binary(_) => self.refuse(close::UNSUPPORTED, "messages here are text", now),
             Received::Ping(payload) => {
                 if self.controls.take(now) {
                     // No pong after our Close: nothing may follow that (RFC 6455 §5.5.1).
@@ -360,18 +373,23 @@ impl Machine {
                         self.outgoing.pong(&payload);
                     }
                 } else {
-                    self.fail(Fault::new(close::POLICY, "too many control frames"), now);
+                    self.refuse(close::POLICY, "too many control frames", now);
                 }
             }
             Received::Pong(_) if self.pongs_due > 0 => self.pongs_due -= 1,
             Received::Pong(_) => {
                 // Unasked for is legal (RFC 6455 §5.5.3), within the rate.
                 if !self.controls.take(now) {
-                    self.fail(Fault::new(close::POLICY, "too many control frames"), now);
+                    self.refuse(close::POLICY, "too many control frames", now);
                 }
             }
             Received::Close(code) => self.close_came(code, now),
         }
+    }
+
+    /// The peer broke a rule with a frame that is one.
+    fn refuse(&mut self, code: u16, words: &'static str, now: Instant) {
+        self.fail(Fault::new(code, words), true, now);
     }
 
     fn close_came(&mut self, code: Option<u16>, now: Instant) {
@@ -383,10 +401,10 @@ impl Machine {
                 };
                 self.outgoing.drop_data();
                 self.outgoing.close(code, "");
-                self.closing(reason, true, false, now);
+                self.closing(reason, now, |closing| closing.heard = true);
             }
-            State::Closing { heard, .. } => {
-                *heard = true;
+            State::Closing(closing) => {
+                closing.heard = true;
                 self.settle();
             }
             State::Over(_) => {}
@@ -397,7 +415,7 @@ impl Machine {
         self.keepalive_at = self.config.keepalive.filter(|_| self.state == State::Open).map(|k| now + k);
         let read = match control::decode(message, &self.config.xml, &self.device, self.is_relay(), now) {
             Ok(read) => read,
-            Err(fault) => return self.fail(fault, now),
+            Err(fault) => return self.fail(fault, true, now),
         };
         let answers = matches!(read, Read::Envelope(Envelope::Response { .. } | Envelope::Received { .. }));
         if answers && self.answers_due > 0 {
@@ -405,7 +423,7 @@ impl Machine {
         } else if let Some(messages) = &mut self.messages
             && !messages.take(now)
         {
-            return self.fail(Fault::new(close::POLICY, "too many messages"), now);
+            return self.refuse(close::POLICY, "too many messages", now);
         }
         match read {
             Read::Envelope(envelope) => {
@@ -458,7 +476,7 @@ impl Machine {
     /// When to come back with [`timeout`](Self::timeout).
     pub fn wake_at(&self) -> Option<Instant> {
         let closing = match self.state {
-            State::Closing { until, .. } => Some(until),
+            State::Closing(Closing { until, .. }) => Some(until),
             State::Open => None,
             State::Over(_) => return None,
         };
@@ -477,7 +495,7 @@ impl Machine {
         }
         match self.state {
             State::Over(_) => return,
-            State::Closing { until, reason, .. } if until <= now => return self.over(reason),
+            State::Closing(Closing { until, reason, .. }) if until <= now => return self.over(reason),
             _ => {}
         }
         if due(self.stalled_at) {

@@ -379,4 +379,4 @@ pub fn close_payload(code: u16, words: &str) -> Vec<u8> {
 
 #[cfg(test)]
 #[path = "frame_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -293,3 +293,14 @@ proptest! {
         }
     }
 }
+
+/// Opcodes by name, for the machine's tests.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::proto) struct Op(pub(in crate::proto) OpCode);
+
+impl Op {
+    pub(in crate::proto) const TEXT: Self = Self(TEXT);
+    pub(in crate::proto) const PING: Self = Self(PING);
+    pub(in crate::proto) const PONG: Self = Self(OpCode::Control(Control::Pong));
+    pub(in crate::proto) const CLOSE: Self = Self(CLOSE);
+}

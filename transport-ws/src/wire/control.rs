@@ -41,15 +41,14 @@ pub enum Ignored {
 
 /// `envelope` as text, for the session of `device`. `None` if it cannot travel at all, which is logged.
 pub fn encode(envelope: &Envelope, device: &DeviceId, now: Instant) -> Option<String> {
-    let error = match vocabulary::encode(envelope, device, now) {
-        Ok(element) => return Some(element.to_document()),
-        Err(error) => error,
-    };
+    let mut text = String::new();
+    let Err(error) = vocabulary::write(envelope, device, now, &mut text) else { return Some(text) };
     tracing::warn!(%device, %error, "an envelope cannot be written");
     let Envelope::Response { id, .. } = envelope else { return None };
     // The caller learns that there is an answer, and why it does not get it.
     let refusal = too_large(id, &error);
-    vocabulary::encode(&refusal, device, now).ok().map(|element| element.to_document())
+    text.clear();
+    vocabulary::write(&refusal, device, now, &mut text).is_ok().then_some(text)
 }
 
 fn too_large(id: &RequestId, error: &VocabularyError) -> Envelope {

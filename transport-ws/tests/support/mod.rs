@@ -1,6 +1,8 @@
 //! A host for the server end on loopback, with no HTTP but what an upgrade needs, and a dialler whose links can be cut.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod raw;
+
 use std::{
     io,
     net::SocketAddr,
@@ -11,6 +13,12 @@ use std::{
 };
 
 use async_trait::async_trait;
+use relay_core::{
+    auth::{AuthError, Authenticator, Credentials, Principal, ScramHash, ScramVerifier, Secret},
+    conformance::Owner,
+    ids::{DeviceId, KeyId},
+    transport::{Incoming, Listener, Session},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -18,11 +26,13 @@ use tokio::{
     task::JoinHandle,
 };
 use transport_ws::{
-    Refusal, WsManager, WsSettings,
+    Refusal, WsListener, WsManager, WsServerConfig, WsSettings,
     client::{Dial, Direct, Target},
     stream::BoxStream,
     wire::handshake::HeadError,
 };
+
+use self::raw::Raw;
 
 /// The longest that anything is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -178,4 +188,70 @@ pub fn settings(address: SocketAddr, cuts: Arc<Cuts>) -> WsSettings {
     let mut settings = WsSettings::new(format!("ws://{address}/ws"));
     settings.dial = cuts;
     settings
+}
+
+/// Lets in any device whose token is its name.
+#[derive(Debug)]
+pub struct ByName;
+
+#[async_trait]
+impl Authenticator for ByName {
+    async fn authenticate(&self, credentials: &Credentials) -> Result<Principal, AuthError> {
+        let Credentials::Bearer(token) = credentials else { return Err(AuthError::Rejected) };
+        match token.expose() {
+            "wrong" => Err(AuthError::Rejected),
+            "down" => Err(AuthError::Unavailable),
+            "service" => KeyId::new("key").map(Principal::Service).map_err(|_| AuthError::Rejected),
+            name => DeviceId::new(name).map(Principal::Device).map_err(|_| AuthError::Rejected),
+        }
+    }
+
+    async fn verifier(&self, _: &DeviceId, hash: ScramHash) -> Result<ScramVerifier, AuthError> {
+        Ok(ScramVerifier::derive(hash, &Secret::new("x"), b"salt", 4096))
+    }
+}
+
+/// A server end on loopback whose sessions are taken by [`Owner`]s.
+pub struct Rig {
+    pub host: Host,
+    pub listener: WsListener,
+}
+
+impl Rig {
+    pub async fn start() -> Self {
+        Self::with(|_| ()).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut WsServerConfig)) -> Self {
+        let mut config = WsServerConfig::default();
+        change(&mut config);
+        let (manager, listener) = WsManager::new(config, Arc::new(ByName));
+        Self { host: Host::start(manager).await, listener }
+    }
+
+    /// The next session that knocks, as it is before its owner took it.
+    pub async fn knock(&mut self) -> Session {
+        let knock = async {
+            match self.listener.accept().await {
+                Some(Incoming::Session(knock)) => knock.handshake.await.expect("it is let in"),
+                other => panic!("no session: {other:?}"),
+            }
+        };
+        tokio::time::timeout(PATIENCE, knock).await.expect("somebody knocks in time")
+    }
+
+    /// A raw device and the owner of its session at the relay.
+    pub async fn pair(&mut self) -> (Raw, Owner) {
+        self.pair_with(&[]).await
+    }
+
+    pub async fn pair_with(&mut self, changes: &[(&str, Option<&str>)]) -> (Raw, Owner) {
+        let address = self.host.address;
+        let ((raw, got), session) = tokio::join!(Raw::open(address, changes), async {
+            let session = self.knock().await;
+            Owner::start(session, None)
+        });
+        assert_eq!(got.status, 101, "{got:?}");
+        (raw, session)
+    }
 }
