@@ -1,19 +1,25 @@
 //! A store that forgets with its process: for tests, and the reference of what a store does.
 
+mod books;
+
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
 
 use async_trait::async_trait;
 
+use self::books::Books;
 use super::{
-    Credential, Description, DeviceQuery, DeviceRecord, DeviceSettings, Enrolment, KnownDevice, MAX_PAGE,
-    MAX_WRONG_PINS, Membership, Page, Pin, PinAttempt, PinParameters, Prepared, Registered, Registration,
-    ServiceKey, Store, StoreError, StoredSecret,
+    BookPut, BookRecord, BookStored, Credential, Description, DeviceQuery, DeviceRecord, DeviceSettings,
+    Enrolment, KnownDevice, MAX_PAGE, MAX_WRONG_PINS, Membership, Page, Pin, PinAttempt, PinParameters,
+    Prepared, Registered, Registration, ServiceKey, Store, StoreError, StoredSecret, takes_books,
 };
-use crate::ids::{AccountId, DeviceId, KeyId};
+use crate::{
+    book::{BookKey, Version},
+    ids::{AccountId, DeviceId, KeyId},
+};
 
 /// Keeps everything in memory, and nothing beyond it.
 #[derive(Debug, Default)]
@@ -26,6 +32,7 @@ struct Inner {
     secrets: HashMap<String, StoredSecret>,
     devices: BTreeMap<DeviceId, Device>,
     keys: BTreeMap<KeyId, ServiceKey>,
+    books: Books,
 }
 
 #[derive(Debug)]
@@ -75,6 +82,14 @@ impl Inner {
             pin: None,
             credential: None,
         })
+    }
+
+    fn hold_book(&mut self, book: &BookKey, device: &DeviceId, version: Version) -> bool {
+        let counts = self.devices.get(device).is_some_and(|stored| stored.agreed.contains_key(&book.account));
+        if counts {
+            self.books.hold(book, device, version);
+        }
+        counts
     }
 
     fn after<'a>(&'a self, after: Option<&DeviceId>) -> impl Iterator<Item = (&'a DeviceId, &'a Device)> {
@@ -127,6 +142,9 @@ impl Store for MemoryStore {
         stored.agreed.retain(|account, by| {
             *by == Membership::Administrator || registration.accounts.contains(account)
         });
+        let takes_books = takes_books(&registration.apps);
+        let agreed: Vec<AccountId> = stored.agreed.keys().cloned().collect();
+        inner.books.forget(device, |account| !takes_books || !agreed.contains(account));
         let (id, stored) = inner
             .devices
             .get_key_value(device)
@@ -178,7 +196,9 @@ impl Store for MemoryStore {
     }
 
     async fn withdraw(&self, device: &DeviceId, account: &AccountId) -> Result<bool, StoreError> {
-        Ok(self.lock().devices.get_mut(device).is_some_and(|stored| stored.agreed.remove(account).is_some()))
+        let mut inner = self.lock();
+        inner.books.forget(device, |of| of == account);
+        Ok(inner.devices.get_mut(device).is_some_and(|stored| stored.agreed.remove(account).is_some()))
     }
 
     async fn put_pin(&self, pin: &Pin, now: SystemTime) -> Result<(), StoreError> {
@@ -213,6 +233,7 @@ impl Store for MemoryStore {
         }
         stored.pin = None;
         stored.credential = Some(credential.clone());
+        inner.books.forget(&attempt.device, |_| true);
         Ok(Enrolment::Enrolled)
     }
 
@@ -231,6 +252,53 @@ impl Store for MemoryStore {
 
     async fn remove_key(&self, id: &KeyId) -> Result<bool, StoreError> {
         Ok(self.lock().keys.remove(id).is_some())
+    }
+
+    async fn book(&self, book: &BookKey) -> Result<Option<BookRecord>, StoreError> {
+        Ok(self.lock().books.book(book))
+    }
+
+    async fn book_content(&self, book: &BookKey, version: Version) -> Result<Option<Arc<str>>, StoreError> {
+        Ok(self.lock().books.content(book, version))
+    }
+
+    async fn put_book(&self, put: &BookPut, now: SystemTime) -> Result<BookStored, StoreError> {
+        let mut inner = self.lock();
+        let stored = inner.books.put(put, now);
+        if let (BookStored::Stored(version), Some(holder)) = (stored, &put.holder) {
+            inner.hold_book(&put.key, holder, version);
+        }
+        Ok(stored)
+    }
+
+    async fn hold_book(
+        &self,
+        book: &BookKey,
+        device: &DeviceId,
+        version: Version,
+    ) -> Result<bool, StoreError> {
+        Ok(self.lock().hold_book(book, device, version))
+    }
+
+    async fn lacking_devices(
+        &self,
+        book: &BookKey,
+        after: Option<&DeviceId>,
+        limit: usize,
+    ) -> Result<Page<DeviceId>, StoreError> {
+        let inner = self.lock();
+        let lacking = inner.after(after).filter(|(id, stored)| {
+            stored.agreed.contains_key(&book.account)
+                && takes_books(&stored.own.apps)
+                && inner.books.lacks(book, id).is_some()
+        });
+        Ok(page(lacking.map(|(id, _)| (id.clone(), id.clone())), limit))
+    }
+
+    async fn lacking_books(&self, device: &DeviceId) -> Result<Vec<(BookKey, Version)>, StoreError> {
+        let inner = self.lock();
+        let stored = inner.devices.get(device).filter(|stored| takes_books(&stored.own.apps));
+        Ok(stored.map_or_else(Vec::new, |stored| inner.books.lacking(device, stored.agreed.keys())))
     }
 }
 

@@ -1,4 +1,4 @@
-//! What outlives the relay's process: devices, enrolment, keys, secrets.
+//! What outlives the relay's process: devices, enrolment, keys, secrets, address books.
 //!
 //! Presence and routing are never stored. Whatever a method acknowledges is on disk by then ([`MemoryStore`], for tests
 //! and relays without state, is the stated exception). The relay's edge checks what it hands in: names by their types,
@@ -12,8 +12,12 @@ use std::{fmt, sync::Arc, time::SystemTime};
 
 use async_trait::async_trait;
 
-use crate::ids::{AccountId, DeviceId, KeyId};
+use crate::{
+    book::{BookKey, Version},
+    ids::{AccountId, DeviceId, KeyId},
+};
 
+mod book;
 pub mod json;
 mod memory;
 mod record;
@@ -21,6 +25,7 @@ mod registration;
 #[cfg(any(test, feature = "conformance"))]
 pub mod suite;
 
+pub use book::{BookPut, BookRecord, BookStored, takes_books};
 pub use memory::MemoryStore;
 pub use record::{
     Credential, DeviceQuery, DeviceRecord, DeviceSettings, KnownDevice, Membership, Page, Pin, PinAttempt,
@@ -122,6 +127,42 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// Removes a key. False if there was none.
     async fn remove_key(&self, id: &KeyId) -> Result<bool, StoreError>;
+
+    /// An address book as it stands, if there is one.
+    async fn book(&self, book: &BookKey) -> Result<Option<BookRecord>, StoreError>;
+
+    /// What an address book had in it at `version`, the current one or one before it that is still remembered
+    /// ([`kept`](crate::book::kept)).
+    async fn book_content(&self, book: &BookKey, version: Version) -> Result<Option<Arc<str>>, StoreError>;
+
+    /// Stores the next version of an address book, if the one that it follows stands still: of several at a time one
+    /// is stored and the others are [`BookStored::Stale`]. The version is [`Version::after`] the one before and `now`.
+    async fn put_book(&self, put: &BookPut, now: SystemTime) -> Result<BookStored, StoreError>;
+
+    /// `device` has `version` of an address book: nothing older, from now on. False, and nothing is changed, if it does
+    /// not count for the book's account.
+    ///
+    /// What it has is forgotten once it no longer counts for that account, registers without the app
+    /// ([`takes_books`]), or enrols anew: it then may have lost it.
+    async fn hold_book(
+        &self,
+        book: &BookKey,
+        device: &DeviceId,
+        version: Version,
+    ) -> Result<bool, StoreError>;
+
+    /// The devices that share an address book ([`takes_books`]) and have another version of it than the current one, or
+    /// none. Pages as in [`Store::devices`].
+    async fn lacking_devices(
+        &self,
+        book: &BookKey,
+        after: Option<&DeviceId>,
+        limit: usize,
+    ) -> Result<Page<DeviceId>, StoreError>;
+
+    /// The address books that `device` shares and has another version of than the current one, or none, with the
+    /// current version; [`MAX_PAGE`] at most.
+    async fn lacking_books(&self, device: &DeviceId) -> Result<Vec<(BookKey, Version)>, StoreError>;
 }
 
 /// What came of a registration.

@@ -4,6 +4,8 @@
 //! gives is a fresh, empty store and whatever must live as long as it.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests, whose names are what they say")]
 
+mod books;
+
 use std::{
     collections::HashSet,
     time::{Duration, SystemTime},
@@ -11,6 +13,7 @@ use std::{
 
 use serde_json::{Value, json};
 
+pub use self::books::*;
 use super::*;
 use crate::auth::ScramVerifier;
 
@@ -34,6 +37,12 @@ macro_rules! store_suite {
             t11_parallel_tries_share_one_counter,
             x2_keys_are_kept_replaced_and_removed,
             ids_are_equal_whatever_their_case_and_keep_their_first_spelling,
+            a5_a_book_is_stored_version_after_version,
+            f33_of_several_changes_of_one_version_one_is_stored,
+            f33_old_versions_are_remembered_up_to_a_bound,
+            b14_an_account_has_so_many_books_and_no_more,
+            a5_devices_of_the_account_with_the_app_lack_a_book_until_they_have_it,
+            a5_what_a_device_may_have_lost_it_gets_again,
         );
     };
     (@each $fresh:expr; $($case:ident),* $(,)?) => { $(

@@ -7,6 +7,7 @@
 //!     administrator.key  mode 600
 //! ```
 
+mod books;
 mod folder;
 mod read;
 mod schema;

@@ -23,7 +23,10 @@ const DEVICE: &str =
     FROM device";
 
 /// A value that is not what was written there.
-fn damaged(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+pub(super) fn damaged(
+    column: usize,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
 }
 
@@ -37,7 +40,7 @@ fn time(milliseconds: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(milliseconds).unwrap_or(0))
 }
 
-fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<DeviceId> {
+pub(super) fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<DeviceId> {
     DeviceId::new(row.get_ref(column)?.as_str()?).map_err(|error| damaged(column, error))
 }
 

@@ -94,6 +94,39 @@ const MIGRATIONS: &[&str] = &[
         seal     INTEGER NOT NULL DEFAULT 0
     ) STRICT, WITHOUT ROWID;
     ",
+    // Address books: the current version of each, what is in that and in those before it, and which version each device
+    // has. A device that no longer counts for an account may have lost what it had of it.
+    "
+    CREATE TABLE book (
+        account          TEXT NOT NULL,
+        id               TEXT NOT NULL,
+        account_spelling TEXT NOT NULL,
+        spelling         TEXT NOT NULL,
+        version          INTEGER NOT NULL,
+        seal             INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (account, id)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE book_version (
+        account TEXT NOT NULL,
+        book    TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        content TEXT NOT NULL,
+        seal    INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (account, book, version),
+        FOREIGN KEY (account, book) REFERENCES book (account, id) ON DELETE CASCADE
+    ) STRICT;
+
+    CREATE TABLE book_copy (
+        device  TEXT NOT NULL,
+        account TEXT NOT NULL,
+        book    TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        seal    INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (device, account, book),
+        FOREIGN KEY (device, account) REFERENCES agreement (device, account) ON DELETE CASCADE
+    ) STRICT, WITHOUT ROWID;
+    ",
 ];
 
 /// The version that this program writes.
@@ -105,7 +138,7 @@ pub(super) fn supported() -> i64 {
 /// it to the supported version. A database that is damaged is left as it is.
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     if !path.exists() {
-        create(path)?;
+        create(path, MIGRATIONS)?;
     }
     let length = fs::metadata(path).map_err(|error| io_error("read", path, error))?.len();
     // SQLite takes an empty file for a new database. Ours is never empty: it gets its name once it is whole.
@@ -118,7 +151,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
         connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(|error| store_error(path, error))?;
     check(path, &connection)?;
     let finish = |connection: &mut Connection| {
-        if migrate(connection)? {
+        if migrate(connection, MIGRATIONS)? {
             seal::renew(connection)?;
         }
         seal::keep(connection)
@@ -148,7 +181,7 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
 
 /// Makes a new database under another name, and gives it its own once it is whole and on disk: at no moment is there
 /// half a database, so an empty one is always damage.
-fn create(path: &Path) -> Result<(), StoreError> {
+fn create(path: &Path, migrations: &[&str]) -> Result<(), StoreError> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = Path::new(&new);
@@ -163,7 +196,7 @@ fn create(path: &Path) -> Result<(), StoreError> {
     let fill = || -> rusqlite::Result<()> {
         let mut connection = connect(new, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         connection.pragma_update(None, "application_id", APPLICATION)?;
-        migrate(&mut connection)?;
+        migrate(&mut connection, migrations)?;
         // Written into the file's head: all that open it later use the log. Closing empties the log.
         connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
         connection.close().map_err(|(_, error)| error)
@@ -242,18 +275,18 @@ fn schema(connection: &Connection) -> rusqlite::Result<Vec<String>> {
 
 fn expected_schema() -> rusqlite::Result<Vec<String>> {
     let mut connection = Connection::open_in_memory()?;
-    migrate(&mut connection)?;
+    migrate(&mut connection, MIGRATIONS)?;
     schema(&connection)
 }
 
-/// Brings the database to the supported version, a version at a time (F28: never between two). True if it was not
-/// there already.
-fn migrate(connection: &mut Connection) -> rusqlite::Result<bool> {
+/// Brings the database to the last version that `migrations` make, a version at a time (F28: never between two). True
+/// if it was not there already.
+fn migrate(connection: &mut Connection, migrations: &[&str]) -> rusqlite::Result<bool> {
     let mut migrated = false;
     loop {
         let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         let found: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        let Some(migration) = usize::try_from(found).ok().and_then(|at| MIGRATIONS.get(at)) else {
+        let Some(migration) = usize::try_from(found).ok().and_then(|at| migrations.get(at)) else {
             return Ok(migrated);
         };
         transaction.execute_batch(migration)?;
@@ -336,12 +369,36 @@ mod tests {
         let folder = folder();
         let path = folder.path().join("relay.sqlite");
         let connection = open(&path).unwrap();
-        for (version, expected) in
-            [(supported() + 1, "has version 2, this program reads up to 1"), (0, "version 0")]
-        {
+        let newer = format!("has version {}, this program reads up to {}", supported() + 1, supported());
+        for (version, expected) in [(supported() + 1, &*newer), (0, "version 0")] {
             connection.pragma_update(None, "user_version", version).unwrap();
             let error = open(&path).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn f28_a_database_of_any_version_before_becomes_one_of_this_with_all_that_is_in_it() {
+        for version in 1..MIGRATIONS.len() {
+            let folder = folder();
+            let path = folder.path().join("relay.sqlite");
+            create(&path, &MIGRATIONS[..version]).unwrap();
+            let old = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
+            old.execute_batch(
+                "INSERT INTO device (id, spelling, own, known_since) VALUES ('d', 'D', '{}', 1);
+                 INSERT INTO agreement (device, account, spelling, by_administrator) VALUES ('d', 'a', 'A', 1);",
+            )
+            .unwrap();
+            drop(old);
+            drop(open(&path).unwrap());
+            // Opened again, it is looked at as one that was never anything else.
+            let connection = open(&path).unwrap();
+            let spelling: String = connection
+                .query_row("SELECT d.spelling FROM device AS d JOIN agreement ON device = d.id", [], |row| {
+                    row.get(0)
+                })
+                .unwrap();
+            assert_eq!(spelling, "D", "from version {version}");
         }
     }
 

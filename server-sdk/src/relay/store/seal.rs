@@ -49,6 +49,9 @@ const SEALED: &[(&str, &str, &[&str])] = &[
         ],
     ),
     ("service_key", "id", &["id", "spelling", "hash", "scopes", "created", "expires"]),
+    ("book", "account, id", &["account", "id", "account_spelling", "spelling", "version"]),
+    ("book_version", "account, book, version", &["account", "book", "version", "content"]),
+    ("book_copy", "device, account, book", &["device", "account", "book", "version"]),
 ];
 
 /// Has every row that `connection` writes from now on sealed.

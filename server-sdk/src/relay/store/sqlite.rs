@@ -9,16 +9,19 @@ use std::{
 
 use async_trait::async_trait;
 use relay_core::{
+    book::{BookKey, Version},
     ids::{AccountId, DeviceId, KeyId},
     store::{
-        Credential, DeviceQuery, DeviceRecord, Enrolment, KnownDevice, Membership, Page, Pin, PinAttempt,
-        PinParameters, Prepared, Registered, Registration, ServiceKey, Store, StoreError, StoredSecret,
+        BookPut, BookRecord, BookStored, Credential, DeviceQuery, DeviceRecord, Enrolment, KnownDevice,
+        Membership, Page, Pin, PinAttempt, PinParameters, Prepared, Registered, Registration, ServiceKey,
+        Store, StoreError, StoredSecret,
     },
 };
 use rusqlite::Connection;
 use tokio::sync::Semaphore;
 
 use super::{
+    books,
     folder::DataFolder,
     read,
     schema::{open, open_reader, store_error},
@@ -201,6 +204,46 @@ impl Store for SqliteStore {
     async fn remove_key(&self, id: &KeyId) -> Result<bool, StoreError> {
         let id = id.clone();
         self.writer.change(move |connection| write::remove_key(connection, &id)).await
+    }
+
+    async fn book(&self, book: &BookKey) -> Result<Option<BookRecord>, StoreError> {
+        let book = book.clone();
+        self.read(move |connection| books::book(connection, &book)).await
+    }
+
+    async fn book_content(&self, book: &BookKey, version: Version) -> Result<Option<Arc<str>>, StoreError> {
+        let book = book.clone();
+        self.read(move |connection| books::content(connection, &book, version)).await
+    }
+
+    async fn put_book(&self, put: &BookPut, now: SystemTime) -> Result<BookStored, StoreError> {
+        let put = put.clone();
+        self.writer.change(move |connection| books::put(connection, &put, now)).await
+    }
+
+    async fn hold_book(
+        &self,
+        book: &BookKey,
+        device: &DeviceId,
+        version: Version,
+    ) -> Result<bool, StoreError> {
+        let (book, device) = (book.clone(), device.clone());
+        self.writer.change(move |connection| books::hold(connection, &book, &device, version)).await
+    }
+
+    async fn lacking_devices(
+        &self,
+        book: &BookKey,
+        after: Option<&DeviceId>,
+        limit: usize,
+    ) -> Result<Page<DeviceId>, StoreError> {
+        let (book, after) = (book.clone(), after.cloned());
+        self.read(move |connection| books::lacking_devices(connection, &book, after.as_ref(), limit)).await
+    }
+
+    async fn lacking_books(&self, device: &DeviceId) -> Result<Vec<(BookKey, Version)>, StoreError> {
+        let device = device.clone();
+        self.read(move |connection| books::lacking_books(connection, &device)).await
     }
 }
 

@@ -6,12 +6,15 @@ use relay_core::{
     ids::{AccountId, DeviceId, KeyId},
     store::{
         Credential, DeviceRecord, DeviceSettings, Enrolment, MAX_WRONG_PINS, Membership, Pin, PinAttempt,
-        Prepared, Registered, Registration, ServiceKey, StoredSecret, fold,
+        Prepared, Registered, Registration, ServiceKey, StoredSecret, fold, takes_books,
     },
 };
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::read::{self, milliseconds};
+use super::{
+    books,
+    read::{self, milliseconds},
+};
 
 fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
     serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
@@ -95,6 +98,9 @@ pub(super) fn register(
              AND account NOT IN (SELECT value FROM json_each(?2))",
         )?
         .execute(params![id, json(&claimed)?])?;
+    if !takes_books(&registration.apps) {
+        books::forget(connection, &id)?;
+    }
     let record = stored(connection, device)?;
     index(connection, &id, &record.settings)?;
     Ok(Registered::new(first, record))
@@ -204,6 +210,7 @@ pub(super) fn enrol(
             &*sha1.stored_key,
             &*sha1.server_key,
         ])?;
+    books::forget(connection, &id)?;
     connection.prepare_cached("UPDATE pin_refusals SET count = count - 1")?.execute([])?;
     Ok(Enrolment::Enrolled)
 }
