@@ -20,6 +20,7 @@ use crate::{
     error::{ErrorKind, TransportError},
     ids::{DeviceId, SessionId},
     random,
+    store::App,
     transport::{
         BoxFuture, ChannelKnock, ChannelOptions, CloseReason, ConnectOptions, Connector, DeviceChannel,
         EndReason, Full, Inbound, Incoming, Knock, Listener, PeerInfo, Push, Queue, RelayChannel, Session,
@@ -162,7 +163,7 @@ impl Connector for MemoryConnector {
     }
 }
 
-type Handshake = Box<dyn FnOnce(Box<str>) -> BoxFuture<Result<RelayChannel, TransportError>> + Send>;
+type Handshake = Box<dyn FnOnce(App) -> BoxFuture<Result<RelayChannel, TransportError>> + Send>;
 
 /// One direction of a channel, at one of its ends.
 #[derive(Debug)]

@@ -234,8 +234,8 @@ pub struct ChannelKnock {
     pub path: Box<str>,
     /// The protocols that it offered; the channel's must be among them.
     pub protocols: Vec<Box<str>>,
-    /// Opens the channel with the protocol given. Bounded in time by the transport.
-    pub handshake: Box<dyn FnOnce(Box<str>) -> BoxFuture<Result<RelayChannel, TransportError>> + Send>,
+    /// Opens the channel, as one of the app given, whose protocol was offered. Bounded in time by the transport.
+    pub handshake: Box<dyn FnOnce(App) -> BoxFuture<Result<RelayChannel, TransportError>> + Send>,
 }
 
 impl fmt::Debug for ChannelKnock {

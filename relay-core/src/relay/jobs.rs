@@ -2,7 +2,10 @@
 //! far the device is, and the channel that is open for it.
 
 use std::{
-    collections::HashMap,
+    collections::{
+        HashMap,
+        hash_map::Entry::{Occupied, Vacant},
+    },
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -92,6 +95,11 @@ impl Job {
     /// How it is now, and as it changes. What is in between may be missed.
     pub fn updates(&self) -> watch::Receiver<JobUpdate> {
         self.entry.update.subscribe()
+    }
+
+    /// The data is late, not the device, which has all there is of it: that it says nothing is not held against it.
+    pub fn awaits_data(&self) {
+        self.relay.inner.job_lives(&self.entry);
     }
 
     /// Waits until the device opened the app; `Some` if the job is over instead: the device refused, or was not there.
@@ -273,9 +281,10 @@ impl Relay {
             sent: AtomicU64::new(0),
         });
         // Before it is offered: the device may be quick.
-        if self.inner.jobs.lock().insert(id.clone(), entry.clone()).is_some() {
-            return Err(RequestError::Refused("that job is under way".into()).into());
-        }
+        match self.inner.jobs.lock().entry(id.clone()) {
+            Vacant(vacant) => vacant.insert(entry.clone()),
+            Occupied(_) => return Err(RequestError::Refused("that job is under way".into()).into()),
+        };
         let (waiter, answer) = oneshot::channel();
         let wait = wait.min(Call::MAX_WAIT);
         let offered = self
@@ -327,7 +336,7 @@ impl Relay {
             tracing::debug!(%device, request = %job, %path, "a channel that is not the job's app's");
             return None;
         }
-        match handshake(entry.app.protocol.as_str().into()).await {
+        match handshake(entry.app.clone()).await {
             Ok(channel) => {
                 let relay = self.clone();
                 Some(async move { relay.serve_channel(&entry, channel).await })
