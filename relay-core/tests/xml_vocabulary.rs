@@ -8,8 +8,9 @@ use std::{
 use proptest::prelude::*;
 use relay_core::{
     Body, Request, Response,
+    app::{Offer, Progress},
     envelope::{Envelope, MAX_INLINE_BODY},
-    ids::{DeviceId, Method, ObjectId, RequestId, SessionId},
+    ids::{AppName, DeviceId, Method, ObjectId, RequestId, SessionId},
     outcome::Disposition,
     request::Status,
     xml::{
@@ -293,7 +294,25 @@ fn any_envelope(now: Instant) -> impl Strategy<Value = Envelope> {
         Disposition::Unknown,
         Disposition::Forbidden,
     ];
+    let app = || "[A-Za-z0-9_-]{1,64}".prop_map(|app| AppName::new(&app).unwrap());
+    let header = prop::option::of(Just("<Job><User>x</User></Job>".into()));
+    let job = (id(), app(), header, 0u64..600).prop_map(move |(id, app, header, wait)| Envelope::Request {
+        id,
+        request: Arc::new(Request::job(device(), Offer::new(app, header))),
+        deadline: now + Duration::from_secs(wait),
+    });
+    let progress = (id(), any::<u64>(), prop::option::of("[ -~é]{1,60}")).prop_map(|(id, bytes, note)| {
+        let progress = Progress::new(bytes);
+        let progress = match note {
+            Some(note) => progress.with_note(&note),
+            None => progress,
+        };
+        Envelope::Progress { id, progress }
+    });
     prop_oneof![
+        2 => job,
+        1 => progress,
+        1 => (id(), app()).prop_map(|(id, app)| Envelope::Close { id, app }),
         4 => request,
         4 => response,
         1 => id().prop_map(|id| Envelope::Received { id }),

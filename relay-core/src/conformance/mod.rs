@@ -34,7 +34,8 @@ pub use self::{
 macro_rules! transport_conformance {
     ($harness:expr) => {
         $crate::transport_conformance! { @cases $harness;
-            delivery: in_order_from_the_relay, in_order_from_the_device, empty_and_largest_bodies, every_kind_of_envelope;
+            delivery: in_order_from_the_relay, in_order_from_the_device, empty_and_largest_bodies, every_kind_of_envelope,
+                a_job_is_offered;
             push: the_relay_may_speak_first, while_idle, both_ways_at_once, a_burst_arrives_whole, an_empty_queue_is_no_work;
             cancel: a_dropped_push_takes_nothing, a_dropped_connect_leaves_no_session;
             backpressure: a_full_device_blocks_the_relay_within_a_bound, a_full_relay_blocks_the_device_within_a_bound;

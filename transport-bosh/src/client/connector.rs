@@ -347,10 +347,15 @@ impl Incoming {
                 Ok(Decoded::Envelope(
                     envelope @ (Envelope::Ack { .. }
                     | Envelope::Cancel { .. }
+                    | Envelope::Close { .. }
                     | Envelope::Drain { .. }
                     | Envelope::Ping
                     | Envelope::Pong),
                 )) => self.pending.push_back(Event::Envelope(envelope)),
+                // Of requests only jobs come so.
+                Ok(Decoded::Envelope(envelope @ Envelope::Request { .. })) if is_job(&envelope) => {
+                    self.pending.push_back(Event::Envelope(envelope));
+                }
                 Ok(Decoded::Unknown(name)) => {
                     let name: String = name.chars().take(64).collect();
                     tracing::debug!(name, "ignored an unknown element");
@@ -360,6 +365,10 @@ impl Incoming {
             }
         }
     }
+}
+
+fn is_job(envelope: &Envelope) -> bool {
+    matches!(envelope, Envelope::Request { request, .. } if request.offer.is_some())
 }
 
 /// The owner of a session whose owner is gone.

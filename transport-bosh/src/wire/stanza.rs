@@ -62,7 +62,8 @@ impl Addresses<'_> {
         now: Instant,
     ) -> Result<Piece, vocabulary::VocabularyError> {
         let (name, mut out) = match envelope {
-            Envelope::Request { id, request, .. } => {
+            // A job is answered when it is done, which no iq waits for.
+            Envelope::Request { id, request, .. } if request.offer.is_none() => {
                 let kind = if request.method.is_get() { "get" } else { "set" };
                 ("iq", self.start("iq", Some(id.as_str()), Some(kind)))
             }
@@ -177,6 +178,8 @@ pub(crate) fn message(message: &Element, device: &DeviceId, now: Instant) -> Vec
         Ok(vocabulary::Decoded::Envelope(
             envelope @ (Envelope::Response { .. }
             | Envelope::Received { .. }
+            | Envelope::Progress { .. }
+            | Envelope::Close { .. }
             | Envelope::Ping
             | Envelope::Pong),
         )) => Some(envelope),

@@ -88,8 +88,8 @@ pub fn decode(
 
 const fn is_for(envelope: &Envelope, relay: bool) -> bool {
     match envelope {
-        Envelope::Ping | Envelope::Pong => true,
-        Envelope::Response { .. } | Envelope::Received { .. } => relay,
+        Envelope::Ping | Envelope::Pong | Envelope::Close { .. } => true,
+        Envelope::Response { .. } | Envelope::Received { .. } | Envelope::Progress { .. } => relay,
         Envelope::Request { .. }
         | Envelope::Ack { .. }
         | Envelope::Cancel { .. }
