@@ -219,6 +219,11 @@ id!(
     "an address book's name"
 );
 id!(
+    /// A document that is kept on the relay.
+    DocumentId,
+    "a document's name"
+);
+id!(
     /// The LAN that a gateway stands in.
     SiteId,
     "a site ID"
@@ -234,7 +239,7 @@ id!(
     SessionId,
     "a session ID"
 );
-shown!(DeviceId, AccountId, KeyId, AppName, BookId, SiteId, RequestId, ObjectId, Method);
+shown!(DeviceId, AccountId, KeyId, AppName, BookId, DocumentId, SiteId, RequestId, ObjectId, Method);
 
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -238,6 +238,34 @@ async fn a3_a_device_that_says_nothing_of_its_job_fails_it_and_one_that_does_kee
 }
 
 #[tokio::test(start_paused = true)]
+async fn a4_a_device_is_not_blamed_for_data_that_is_late() {
+    let (relay, mut printer) = start().await;
+    let mut job = relay.job(call()).unwrap();
+    let id = printer.offered().await;
+    let mut channel = printer.open(&id).await;
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        job.awaits_data();
+    }
+    channel.sender.send(ToRelay::Done { version: None }).await.unwrap();
+    assert_eq!(job.finished().await, Ok(Response::ok()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn f32_an_id_is_one_job_and_a_second_one_leaves_the_first_alone() {
+    let (relay, mut printer) = start().await;
+    let mut job = relay.job(call()).unwrap();
+    let id = printer.offered().await;
+    let mut again = call();
+    again.id = Some(id.clone());
+    assert_eq!(relay.job(again).unwrap_err().error.outcome(), Outcome::Refused);
+    assert_eq!(relay.in_flight(), 1);
+    let mut channel = printer.open(&id).await;
+    channel.sender.send(ToRelay::Done { version: None }).await.unwrap();
+    assert_eq!(job.finished().await, Ok(Response::ok()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a4_a_job_that_is_dropped_is_cancelled_and_the_device_is_told() {
     let (relay, mut printer) = start().await;
     let job = relay.job(call()).unwrap();
