@@ -22,7 +22,7 @@ use relay_core::{
     transport::{CloseReason, EndReason, Full, Inbound, Push, Queue, Started},
 };
 use tokio::{
-    io::ReadBuf,
+    io::{AsyncReadExt, AsyncWriteExt, ReadBuf},
     runtime::Handle,
     sync::Notify,
     time::{Sleep, sleep_until},
@@ -30,7 +30,7 @@ use tokio::{
 
 use crate::{
     NAME,
-    proto::control::{Machine, Output},
+    proto::control::{LINGER, Machine, Output},
     stream::BoxStream,
 };
 
@@ -38,6 +38,8 @@ use crate::{
 const READ: usize = 4 * 1024;
 /// Reads of one turn, after which others get theirs.
 const READS: usize = 16;
+/// How long a connection may take to be closed.
+const SHUTDOWN: Duration = Duration::from_secs(1);
 /// When to look at the clock if nothing is due: far enough away to be never, near enough for every clock.
 const NEVER: Duration = Duration::from_secs(86_400);
 
@@ -276,16 +278,31 @@ async fn drive(shared: Arc<Shared>, inbound: Arc<dyn Inbound>) {
             }
         }
     }
-    // What was written whole is to arrive, the close frame last of all.
-    let farewell = poll_fn(|cx| {
+    let (stream, clean, lingers) = {
         let mut state = shared.lock();
-        let clean = state.machine.is_clean();
-        match &mut state.stream {
-            Some(stream) if clean => stream.as_mut().poll_shutdown(cx),
-            _ => Poll::Ready(Ok::<(), io::Error>(())),
+        (state.stream.take(), state.machine.is_clean(), state.machine.lingers())
+    };
+    shared.finish();
+    // What was written whole is to arrive, the close frame last of all. What was not is cut.
+    if let Some(stream) = stream.filter(|_| clean) {
+        let patience = lingers.unwrap_or(SHUTDOWN);
+        let _ = tokio::time::timeout(patience, farewell(stream, lingers.is_some())).await;
+    }
+}
+
+/// Closes the connection; if it `lingers`, not before the peer does, within bounds.
+async fn farewell(mut stream: BoxStream, lingers: bool) -> io::Result<()> {
+    stream.shutdown().await?;
+    let mut left = if lingers { LINGER } else { 0 };
+    // Not in the task itself, which would carry it from the first.
+    let mut scrap = vec![0; READ];
+    while left > 0 {
+        match stream.read(&mut scrap).await? {
+            0 => break,
+            read => left = left.saturating_sub(read),
         }
-    });
-    let _ = tokio::time::timeout(Duration::from_secs(1), farewell).await;
+    }
+    Ok(())
 }
 
 /// Whatever becomes of the task, nobody waits for it for ever.

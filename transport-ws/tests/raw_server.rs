@@ -28,10 +28,6 @@ fn request(owner: &Owner, size: usize) -> Envelope {
     Envelope::Request { id: RequestId::new("r").unwrap(), request: Arc::new(request), deadline }
 }
 
-fn received(payload: &str) -> Received {
-    Received::Text(payload.as_bytes().to_vec())
-}
-
 #[tokio::test]
 async fn o3_a_good_head_is_answered_with_the_subprotocol_byte_for_byte() {
     let mut rig = Rig::start().await;
@@ -434,7 +430,9 @@ async fn c1_what_was_pushed_goes_before_the_close_and_the_reason_with_it() {
         let (_, ()) = tokio::join!(owner.close(reason), async {
             assert!(matches!(raw.read().await, Some(Received::Text(text)) if text.len() > 100_000));
             if words {
-                assert_eq!(raw.read().await, Some(received("<drain xmlns='urn:relay:1' retry-after='7'/>")));
+                let Some(Received::Text(drain)) = raw.read().await else { panic!("when to come back") };
+                let drain = String::from_utf8(drain).unwrap();
+                assert!(drain.starts_with("<drain ") && drain.contains(" retry-after='7'"), "{drain}");
             }
             assert_eq!(raw.closed_with().await, Some(code), "{reason:?}");
         });

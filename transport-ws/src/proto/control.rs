@@ -39,9 +39,8 @@ use crate::{
 const OFFER_AGAIN: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
 /// How long a connection that is suspected may take to show life.
 const SUSPECT: Duration = Duration::from_secs(5);
-/// How much is still read, and thrown away, of a peer that broke a rule: a close with unread bytes would be a reset, which
-/// may overtake the close frame.
-const LINGER: usize = 1024 * 1024;
+/// How much is still read, and thrown away, of a peer that broke a rule.
+pub(crate) const LINGER: usize = 1024 * 1024;
 /// Of each answer that is due: one that it is received, one that is final.
 const ANSWERS: u32 = 2;
 
@@ -132,6 +131,7 @@ pub struct Machine {
     /// When the relay said that a device may come back.
     retry_after: Option<Duration>,
     thrown_away: usize,
+    lingers: bool,
     stats: Stats,
 }
 
@@ -164,6 +164,7 @@ impl Machine {
             stalled_at: None,
             retry_after: None,
             thrown_away: 0,
+            lingers: false,
             stats: Stats::default(),
             config,
         }
@@ -199,6 +200,12 @@ impl Machine {
     /// Whether the end came in order: what is written was written whole, and the connection may be closed rather than cut.
     pub fn is_clean(&self) -> bool {
         self.outgoing.is_empty()
+    }
+
+    /// Whether the peer may still be sending what will not be read, and for how long that is to be thrown away: a close with
+    /// unread bytes would be a reset, which may overtake the close frame.
+    pub fn lingers(&self) -> Option<Duration> {
+        (self.lingers && self.is_over()).then_some(self.config.close_within)
     }
 
     /// Whether bytes are to be read from the connection.
@@ -287,10 +294,9 @@ impl Machine {
 
     /// RFC 6455 §7.1.1: the server closes the connection once both Closes have gone; the client waits for that.
     fn settle(&mut self) {
-        if let State::Closing(Closing { reason, heard: true, .. }) = self.state
-            && self.is_relay()
-            && self.outgoing.is_empty()
-        {
+        let State::Closing(Closing { reason, heard, legible, .. }) = self.state else { return };
+        if self.outgoing.is_empty() && (!legible || (heard && self.is_relay())) {
+            self.lingers = !legible;
             self.over(reason);
         }
     }

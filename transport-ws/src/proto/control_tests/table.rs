@@ -210,24 +210,39 @@ fn f2_faults_are_said_before_the_connection_goes() {
         rig.bytes(&bytes);
         assert_eq!(rig.closed_with(), Some(code), "{bytes:x?}");
         assert_eq!(rig.wrote.last(), Some(&Received::Close(Some(code))));
-        assert_eq!(rig.ended(), None, "the peer is given time to read it");
         assert!(rig.machine.end().is_some(), "nothing is taken any more");
         rig.text(PING);
         assert!(rig.envelopes().is_empty(), "nothing is believed any more");
         rig.pass(secs(3));
         assert_eq!(rig.ended(), Some(EndReason::Misbehaved));
+        let illegible = code == 1002 || code == 1009 || bytes[6..] == [0xff];
+        let lingers = illegible || code == 1003;
+        assert_eq!(rig.machine.lingers(), lingers.then_some(secs(3)), "the peer is given time to read it");
     }
+}
+
+#[test]
+fn c2_the_close_that_answers_a_fault_is_found_where_frames_are_still_known() {
+    let mut rig = Rig::relay();
+    rig.text("no element");
+    rig.text(PING);
+    rig.ping();
+    assert_eq!((rig.closed_with(), rig.ended(), rig.envelopes().len()), (Some(1007), None, 0));
+    rig.close(1007);
+    assert_eq!((rig.ended(), rig.machine.lingers()), (Some(EndReason::Misbehaved), None));
 }
 
 #[test]
 fn t27_what_follows_a_fault_is_not_read_for_ever() {
     let mut rig = Rig::relay();
-    rig.bytes(&[0xc1, 0x80, 1, 2, 3, 4]);
+    rig.text("no element");
     for _ in 0..256 {
         assert!(rig.machine.wants_read());
-        rig.bytes(&[0; 4096]);
+        let mut some = Vec::new();
+        frame::encode(&mut some, Op::TEXT.0, true, &[b' '; 4096 - 8], Some(KEY));
+        rig.bytes(&some);
     }
-    rig.bytes(&[0]);
+    rig.text(PING);
     assert_eq!(rig.ended(), Some(EndReason::Misbehaved));
 }
 
