@@ -245,9 +245,14 @@ impl Distribution {
         self.under_way
     }
 
-    /// Devices that can be reached, or that something is still under way to.
-    pub fn devices(&self) -> usize {
-        self.devices.len()
+    /// The devices that it takes for online, and those that something is still under way to.
+    pub fn devices(&self) -> Vec<DeviceId> {
+        self.devices.keys().cloned().collect()
+    }
+
+    /// Whether it takes `device` for online.
+    pub fn knows(&self, device: &DeviceId) -> bool {
+        self.devices.get(device).is_some_and(|entry| entry.online)
     }
 
     /// Queues `device` if it rests and lacks something.

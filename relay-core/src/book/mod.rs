@@ -17,10 +17,11 @@
 //!                                └─▶ merge(N, current, edit) ─▶ what both sides wanted, or Conflict
 //! ```
 //!
-//! [`Distribution`] says which device gets what next.
+//! [`Distribution`] says which device gets what next, [`Parcel`] how it goes there.
 
 mod distribution;
 mod merge;
+mod parcel;
 #[cfg(test)]
 mod tests;
 mod xml;
@@ -30,6 +31,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt, str::FromStr, time::SystemTim
 pub use self::{
     distribution::{Delivery, Distribution, DistributionConfig, Outcome},
     merge::{Conflict, MAX_NAMED, Merged, merge},
+    parcel::Parcel,
     xml::{BookDocument, document},
 };
 use crate::{

@@ -8,7 +8,7 @@ use crate::{
     xml::{Element, Limits, Namespace, push_attribute},
 };
 
-const ROOT: &str = "AddressBook";
+pub(super) const ROOT: &str = "AddressBook";
 /// What stands around the content at most.
 const LABELS: usize = 160;
 
@@ -25,6 +25,17 @@ pub struct BookDocument {
 }
 
 impl BookDocument {
+    /// One level and one element more than there can be, so that the refusal says what is wrong.
+    pub(super) const LIMITS: Limits = Limits {
+        bytes: MAX_SIZE,
+        depth: 4,
+        elements: MAX_ENTRIES + MAX_KINDS + 2,
+        attributes: 64,
+        declarations: 16,
+        bindings: 64,
+        attribute_bytes: 8 * 1024,
+    };
+
     /// Reads a document. Whatever in it is not part of an address book is refused rather than lost.
     ///
     /// # Errors
@@ -33,10 +44,7 @@ impl BookDocument {
         if document.len() > MAX_SIZE {
             return Err(InvalidBook::Size(document.len()));
         }
-        // One level and one element more than there can be, so that the refusal says what is wrong.
-        let limits =
-            Limits { bytes: MAX_SIZE, depth: 4, elements: MAX_ENTRIES + MAX_KINDS + 2, ..Limits::default() };
-        let root = Element::parse(document, &limits)?;
+        let root = Element::parse(document, &Self::LIMITS)?;
         if root.name() != ROOT {
             return Err(InvalidBook::at(root.name(), "is not an AddressBook"));
         }

@@ -135,6 +135,34 @@ fn t44_a_book_does_not_show_its_addresses() {
 }
 
 #[test]
+fn a5_a_small_book_is_delivered_as_a_header_and_a_large_one_as_data() {
+    let (name, version) = (BookId::new("staff").unwrap(), Version::new(7).unwrap());
+    let mut content = book(&[("email", "a", "1")]);
+    let parcel = Parcel::new(&name, version, &content.content());
+    assert_eq!(&*parcel.header, content.to_document(Some(&name), Some(version)));
+    assert!(parcel.data.is_empty());
+    let opened = Parcel::open(&parcel.header, &parcel.data).unwrap();
+    assert_eq!(
+        (opened.book.as_ref(), opened.version, &opened.content),
+        (Some(&name), Some(version), &content)
+    );
+
+    (0..2000)
+        .for_each(|n| drop(content.set("email", &format!("u{n}"), "somebody@somewhere.example").unwrap()));
+    let parcel = Parcel::new(&name, version, &content.content());
+    assert!(parcel.header.starts_with("<AddressBook book='staff' version='7' length='"), "{}", parcel.header);
+    let opened = Parcel::open(&parcel.header, &parcel.data).unwrap();
+    assert_eq!((opened.book, opened.version, opened.content), (Some(name), Some(version), content.clone()));
+
+    // Cut, of another version, of another book, or nothing at all.
+    let other = Parcel::new(&BookId::new("other").unwrap(), version, &content.content());
+    let later = Parcel::new(&BookId::new("staff").unwrap(), Version::new(8).unwrap(), &content.content());
+    for data in [&parcel.data[..1000], &other.data, &later.data, b""] {
+        assert!(Parcel::open(&parcel.header, data).is_err());
+    }
+}
+
+#[test]
 fn versions_grow_and_follow_the_clock_where_it_lets_them() {
     let at = |seconds| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
     let first = Version::after(None, at(10));
