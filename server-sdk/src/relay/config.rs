@@ -12,6 +12,7 @@ use std::{
 use relay_core::relay::RelayConfig;
 use serde::Deserialize;
 use transport_bosh::BoshServerConfig;
+use transport_ws::WsServerConfig;
 
 /// Settings of a relay. Every field has a working default.
 #[derive(Debug, Clone)]
@@ -35,6 +36,8 @@ pub struct ServerConfig {
     pub relay: RelayConfig,
     /// Bounds and times of BOSH. Its `domain` is taken from the field above.
     pub bosh: BoshServerConfig,
+    /// Bounds and times of WebSocket.
+    pub ws: WsServerConfig,
     /// How long calls in flight may take to finish once the relay is told to stop (30 s).
     pub drain_grace: Duration,
     /// When devices that are told to go are to come back (5 s).
@@ -119,6 +122,7 @@ impl Default for ServerConfig {
             http: HttpLimits::default(),
             relay: RelayConfig::default(),
             bosh: BoshServerConfig::default(),
+            ws: WsServerConfig::default(),
             drain_grace: Duration::from_secs(30),
             drain_retry_after: Duration::from_secs(5),
         }

@@ -16,9 +16,11 @@ use relay_core::{
     relay::Translate,
     request_ids::MacRequestIds,
     store::{MemoryStore, Store, StoreError},
+    transport::Listener,
 };
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 use transport_bosh::{BoshListener, ConnectionManager};
+use transport_ws::{WsListener, WsManager};
 
 use super::{
     auth::{Auth, NewKeyError},
@@ -83,6 +85,7 @@ pub struct Server {
     listeners: Vec<TcpListener>,
     addresses: Vec<SocketAddr>,
     bosh: BoshListener,
+    ws: WsListener,
     room: usize,
     administrator: Option<Secret>,
     key_file: Option<PathBuf>,
@@ -162,10 +165,12 @@ impl Server {
             bosh.sid_key = Some(*store.secret("bosh-sids").await?.expose());
         }
         let (manager, bosh) = ConnectionManager::new(bosh, Arc::new(auth.clone()));
+        let (ws_manager, ws) = WsManager::new(config.ws, Arc::new(auth.clone()));
         let directory = Directory::new(auth.clone()).await?;
         let room = config.http.max_connections.unwrap_or_else(|| listen::room(descriptors()));
+        let managers = (manager, ws_manager);
         let app =
-            Arc::new(App::new(relay, store, auth, directory, manager, config.http, config.trusted_proxies));
+            Arc::new(App::new(relay, store, auth, directory, managers, config.http, config.trusted_proxies));
         let mut listeners = Vec::new();
         let mut addresses = Vec::new();
         for address in config.listen {
@@ -178,6 +183,7 @@ impl Server {
             listeners,
             addresses,
             bosh,
+            ws,
             room,
             administrator: None,
             key_file: None,
@@ -218,15 +224,18 @@ impl Server {
     /// # Cancel safety
     /// Dropped, it closes its addresses and connections at once, without draining.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { app, listeners, bosh, room, drain_grace, drain_retry_after, .. } = self;
+        let Self { app, listeners, bosh, ws, room, drain_grace, drain_retry_after, .. } = self;
         let _cut = Cut(app.clone());
         let room = Arc::new(Semaphore::new(room));
         let mut accepting = JoinSet::new();
         for listener in listeners {
             accepting.spawn(listen::accept(listener, app.clone(), room.clone()));
         }
-        let relay = app.relay.clone();
-        accepting.spawn(async move { relay.serve(Box::new(bosh)).await });
+        let devices: [Box<dyn Listener>; 2] = [Box::new(bosh), Box::new(ws)];
+        for transport in devices {
+            let relay = app.relay.clone();
+            accepting.spawn(async move { relay.serve(transport).await });
+        }
         shutdown.await;
         tracing::info!("draining");
         app.stop();

@@ -24,6 +24,7 @@ use super::{
     door::Place,
     link::{Link, Order, Phase, Watched},
     problem::{Code, Problem},
+    ws,
 };
 use crate::relay::config::HttpLimits;
 
@@ -65,7 +66,7 @@ pub(super) fn builder(limits: &HttpLimits) -> http1::Builder {
 /// Serves one connection until it ends.
 pub(super) async fn serve(stream: TcpStream, place: Arc<Place>, edge: Edge) {
     let link = &place.link;
-    let (end, stream) = {
+    let (end, stream, early) = {
         let app = edge.app.clone();
         let io = TokioIo::new(Watched { stream, link: link.clone() });
         let mut connection = app.http.serve_connection(io, edge);
@@ -88,6 +89,7 @@ pub(super) async fn serve(stream: TcpStream, place: Arc<Place>, edge: Edge) {
                 if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
                     if let Err(error) = result {
                         tracing::debug!(peer = %link.peer, %error, "connection broke");
+                        drop(place.take_upgrade());
                     }
                     return Poll::Ready(End::Done);
                 }
@@ -106,9 +108,13 @@ pub(super) async fn serve(stream: TcpStream, place: Arc<Place>, edge: Edge) {
         if end == End::Shed {
             app.metrics.refused.fetch_add(1, Relaxed);
         }
-        (end, connection.into_parts().io.into_inner().stream)
+        let parts = connection.into_parts();
+        (end, parts.io.into_inner().stream, parts.read_buf)
     };
-    finish(stream, end, link).await;
+    match place.take_upgrade() {
+        Some(accepted) if end == End::Done => ws::attach(*accepted, stream, &early, place),
+        _ => finish(stream, end, link).await,
+    }
 }
 
 /// Says what can still be said, and closes.

@@ -11,7 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+use transport_ws::Accepted;
 
 use super::link::{Link, Order};
 
@@ -47,6 +48,10 @@ pub(super) struct Door {
 pub(super) struct Place {
     door: Arc<Door>,
     pub(super) link: Arc<Link>,
+    /// What becomes of the connection once the answer that is being written is.
+    upgrade: Mutex<Option<Box<Accepted>>>,
+    /// One of the connections that the process has descriptors for (B10).
+    pub(super) permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Door {
@@ -83,7 +88,7 @@ impl Door {
         link.door_place.store(lists.strangers.len(), Relaxed);
         lists.strangers.push(Stranger { link: link.clone(), since: now });
         *lists.per_source.entry(source).or_default() += 1;
-        Some(Place { door: self.clone(), link })
+        Some(Place { door: self.clone(), link, upgrade: Mutex::new(None), permit: None })
     }
 
     /// Tells every connection to finish, or to go at once.
@@ -114,6 +119,16 @@ impl Door {
 }
 
 impl Place {
+    /// Once the answer that is being written is, the connection leaves HTTP.
+    pub(super) fn upgrade(&self, accepted: Accepted) {
+        *self.upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(accepted));
+    }
+
+    /// What the connection leaves HTTP for, if it does.
+    pub(super) fn take_upgrade(&self) -> Option<Box<Accepted>> {
+        self.upgrade.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// Somebody who may was seen on this connection: it is no stranger any more.
     pub(super) fn trust(&self) {
         if self.link.trust() {

@@ -60,7 +60,7 @@ pub(crate) async fn accept(listener: TcpListener, app: Arc<App>, room: Arc<Semap
             }
         };
         let now = Instant::now().into_std();
-        let Some(place) = app.door.enter(peer.ip(), now) else {
+        let Some(mut place) = app.door.enter(peer.ip(), now) else {
             app.metrics.refused.fetch_add(1, Relaxed);
             tracing::debug!(peer = %peer.ip(), "connection refused: too many without a credential");
             let problem = problem::Problem::new(
@@ -75,12 +75,11 @@ pub(crate) async fn accept(listener: TcpListener, app: Arc<App>, room: Arc<Semap
             // It speaks for many, and bounds those itself.
             place.trust();
         }
+        // It goes with the connection, which may outlive its HTTP.
+        place.permit = Some(permit);
         let place = Arc::new(place);
         let edge = Edge { app: app.clone(), place: place.clone() };
-        tokio::spawn(async move {
-            connection::serve(stream, place, edge).await;
-            drop(permit);
-        });
+        tokio::spawn(connection::serve(stream, place, edge));
     }
 }
 

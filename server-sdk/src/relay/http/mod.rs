@@ -1,8 +1,8 @@
 //! The HTTP API: sockets, bounds, tokens and JSON, and nothing that the engine should know.
 //!
 //! A request comes through here in one line: [`listen`] accepts its connection, [`connection`] holds it to its
-//! time-outs, [`route`] finds the call, one of [`calls`], [`devices`], [`inquiry`], [`admin`], [`bosh`] and [`health`]
-//! does it, and [`problem`] says what went wrong. Head and body are dropped before an answer is awaited: thousands of
+//! time-outs, [`route`] finds the call, one of [`calls`], [`devices`], [`inquiry`], [`admin`], [`bosh`], [`ws`] and
+//! [`health`] does it, and [`problem`] says what went wrong. Head and body are dropped before an answer is awaited: thousands of
 //! requests are held at any time.
 
 mod access;
@@ -22,6 +22,7 @@ mod metrics;
 mod peer;
 mod problem;
 mod route;
+mod ws;
 
 use std::{
     convert::Infallible,
@@ -44,6 +45,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tracing::Instrument;
 use transport_bosh::ConnectionManager;
+use transport_ws::WsManager;
 
 use self::{
     body::{Reply, ReplyBody},
@@ -70,6 +72,7 @@ pub(crate) struct App {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) auth: Auth,
     pub(crate) bosh: ConnectionManager,
+    pub(crate) ws: WsManager,
     limits: HttpLimits,
     http: http1::Builder,
     door: Arc<Door>,
@@ -87,7 +90,7 @@ impl App {
         store: Arc<dyn Store>,
         auth: Auth,
         directory: Directory,
-        bosh: ConnectionManager,
+        (bosh, ws): (ConnectionManager, WsManager),
         limits: HttpLimits,
         trusted_proxies: Vec<IpAddr>,
     ) -> Self {
@@ -96,6 +99,7 @@ impl App {
             store,
             auth,
             bosh,
+            ws,
             http: connection::builder(&limits),
             door: Arc::new(Door::new(limits.max_strangers, limits.head_timeout)),
             metrics: Metrics::default(),
@@ -179,6 +183,7 @@ impl Edge {
                 Ok(()) => self.answer(bosh::exchange(call)),
                 Err(problem) => self.answer(std::future::ready(Err(problem))),
             },
+            Route::WebSocket => self.answer(ws::upgrade(call)),
             Route::Health => self.answer(std::future::ready(Ok(health::alive()))),
             Route::Ready => self.answer(health::ready(call)),
             Route::Metrics => self.answer(async move { health::metrics(&call) }),

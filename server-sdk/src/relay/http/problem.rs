@@ -31,6 +31,7 @@ pub(super) enum Code {
     AlreadyAnswered,
     Conflict,
     TooLate,
+    UpgradeRequired,
     TooLarge,
     UriTooLong,
     UnsupportedMediaType,
@@ -66,6 +67,9 @@ impl Code {
             Self::AlreadyAnswered => (S::CONFLICT, "already-answered", "Answered before"),
             Self::Conflict => (S::CONFLICT, "conflict", "In conflict with what is there"),
             Self::TooLate => (S::GONE, "too-late", "Nobody waits for this response any more"),
+            Self::UpgradeRequired => {
+                (S::UPGRADE_REQUIRED, "upgrade-required", "This is served over another protocol")
+            }
             Self::TooLarge => (S::PAYLOAD_TOO_LARGE, "too-large", "The body is too large"),
             Self::UriTooLong => (S::URI_TOO_LONG, "uri-too-long", "The request target is too long"),
             Self::UnsupportedMediaType => {

@@ -18,6 +18,7 @@ pub(super) enum Target {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Route {
     Bosh,
+    WebSocket,
     Health,
     Ready,
     Metrics,
@@ -58,6 +59,7 @@ pub(super) fn find(method: &Method, path: &str) -> Result<Route, Problem> {
     match (segment(&mut rest).unwrap_or(""), segment(&mut rest), rest) {
         // With and without a trailing slash: clients differ.
         ("http-bind", None | Some(""), None) => Ok(Route::Bosh),
+        ("ws", None | Some(""), None) => get(method, Route::WebSocket),
         ("healthz", None, None) => get(method, Route::Health),
         ("readyz", None, None) => get(method, Route::Ready),
         ("metrics", None, None) => get(method, Route::Metrics),
