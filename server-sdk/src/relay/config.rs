@@ -314,6 +314,8 @@ settings! {
     sessions_per_minute: u32 => |config, value| config.relay.sessions_per_minute = value;
     session_burst: u32 => |config, value| config.relay.session_burst = value;
     sessions: usize => |config, value| config.relay.sessions = value;
+    presence_log: usize => |config, value| config.relay.presence_log = value;
+    watcher_behind: usize => |config, value| config.relay.watcher_behind = value;
 
     bosh_wait: Seconds => |config, value| config.bosh.max_wait = value.0;
     bosh_inactivity: Seconds => |config, value| config.bosh.inactivity = value.0;

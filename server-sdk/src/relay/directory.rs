@@ -80,7 +80,7 @@ impl Directory {
         let limit = limit.clamp(1, MAX_PAGE);
         let bound_to = format!("{principal:?} {query:?} {also_is:?}");
         let mut after =
-            cursor.map(|cursor| self.open(cursor, &bound_to).ok_or(FindError::Cursor)).transpose()?;
+            cursor.map(|cursor| self.open_device(cursor, &bound_to).ok_or(FindError::Cursor)).transpose()?;
         let mut query = query.clone();
         if query.account.is_none() {
             query.account = self.auth.only_account(principal);
@@ -97,7 +97,7 @@ impl Directory {
                 }
                 if devices.len() == limit {
                     let more = items.peek().is_some() || page.next.is_some();
-                    return Ok(Found { devices, next: more.then(|| self.seal(&id, &bound_to)) });
+                    return Ok(Found { devices, next: more.then(|| self.seal_device(&id, &bound_to)) });
                 }
             }
             match page.next {
@@ -105,7 +105,7 @@ impl Directory {
                 None => return Ok(Found { devices, next: None }),
             }
         }
-        let next = after.map(|after| self.seal(&after, &bound_to));
+        let next = after.map(|after| self.seal_device(&after, &bound_to));
         Ok(Found { devices, next })
     }
 
@@ -116,7 +116,7 @@ impl Directory {
         mac
     }
 
-    fn mac(&self, plain: &[u8; PLAIN], bound_to: &str) -> Hmac<Sha256> {
+    fn mac(&self, plain: &[u8], bound_to: &str) -> Hmac<Sha256> {
         let mut mac = self.keyed(b"mac");
         mac.update(plain);
         mac.update(bound_to.as_bytes());
@@ -125,7 +125,7 @@ impl Directory {
 
     /// Turns plain into hidden, and back. The MAC of what is hidden is its nonce, so that the same stream hides the
     /// same place alone.
-    fn hide(&self, mac: &[u8], bytes: &mut [u8; PLAIN]) {
+    fn hide(&self, mac: &[u8], bytes: &mut [u8]) {
         for (block, chunk) in (0u8..).zip(bytes.chunks_mut(32)) {
             let mut stream = self.keyed(b"stream");
             stream.update(&[block]);
@@ -136,28 +136,49 @@ impl Directory {
         }
     }
 
-    /// The place in the list as the caller may hold it: hidden, since the last device that was looked at may be one
-    /// that the caller must not know of, and all of one length.
-    fn seal(&self, after: &DeviceId, bound_to: &str) -> String {
-        let id = after.as_str().as_bytes();
-        let mut bytes = [0; PLAIN];
-        bytes[0] = u8::try_from(id.len()).unwrap_or(0);
-        bytes[1..=id.len()].copy_from_slice(id);
-        let mac = self.mac(&bytes, bound_to).finalize().into_bytes();
+    /// A place as the caller may hold it: hidden, since it may tell of what the caller must not know of, and good for
+    /// what it is bound to alone.
+    fn seal<const N: usize>(&self, mut place: [u8; N], bound_to: &str) -> String {
+        let mac = self.mac(&place, bound_to).finalize().into_bytes();
         let mac = &mac[..MAC];
-        self.hide(mac, &mut bytes);
-        BASE64URL_NOPAD.encode(&[mac, &bytes].concat())
+        self.hide(mac, &mut place);
+        BASE64URL_NOPAD.encode(&[mac, &place].concat())
     }
 
-    fn open(&self, cursor: &str, bound_to: &str) -> Option<DeviceId> {
+    fn open<const N: usize>(&self, cursor: &str, bound_to: &str) -> Option<[u8; N]> {
         // Longer than any that was given: not worth decoding.
         let bytes = BASE64URL_NOPAD.decode(cursor.get(..cursor.len().min(256))?.as_bytes()).ok()?;
         let (mac, hidden) = bytes.split_at_checked(MAC)?;
-        let mut bytes: [u8; PLAIN] = hidden.try_into().ok()?;
-        self.hide(mac, &mut bytes);
-        self.mac(&bytes, bound_to).verify_truncated_left(mac).ok()?;
-        let id = bytes.get(1..=usize::from(bytes[0]))?;
+        let mut place: [u8; N] = hidden.try_into().ok()?;
+        self.hide(mac, &mut place);
+        self.mac(&place, bound_to).verify_truncated_left(mac).ok()?;
+        Some(place)
+    }
+
+    /// The place in the list after `device`, which may be one that the caller must not know of; all are of one length.
+    fn seal_device(&self, device: &DeviceId, bound_to: &str) -> String {
+        let id = device.as_str().as_bytes();
+        let mut place = [0; PLAIN];
+        place[0] = u8::try_from(id.len()).unwrap_or(0);
+        place[1..=id.len()].copy_from_slice(id);
+        self.seal(place, bound_to)
+    }
+
+    fn open_device(&self, cursor: &str, bound_to: &str) -> Option<DeviceId> {
+        let place: [u8; PLAIN] = self.open(cursor, bound_to)?;
+        let id = place.get(1..=usize::from(place[0]))?;
         DeviceId::new(std::str::from_utf8(id).ok()?).ok()
+    }
+
+    /// A position among all events, as `principal` may hold it: the number itself would tell how many events there were
+    /// that it must not know of.
+    pub(crate) fn seal_position(&self, position: u64, principal: &Principal) -> String {
+        self.seal(position.to_be_bytes(), &format!("events {principal:?}"))
+    }
+
+    /// The position that was given to `principal` so; `None` if that is none of its own.
+    pub(crate) fn open_position(&self, id: &str, principal: &Principal) -> Option<u64> {
+        self.open(id, &format!("events {principal:?}")).map(u64::from_be_bytes)
     }
 }
 
@@ -277,5 +298,18 @@ mod tests {
             cursor = Some(next);
         }
         assert_eq!(lengths.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn t6_a_position_among_events_is_good_for_its_holder_alone() {
+        let (directory, principal) = directory(0).await;
+        let id = directory.seal_position(1 << 40, &principal);
+        assert_eq!(directory.open_position(&id, &principal), Some(1 << 40));
+        assert_ne!(id, directory.seal_position((1 << 40) + 1, &principal));
+        let other = Principal::Service(KeyId::new("other").unwrap());
+        assert_eq!(directory.open_position(&id, &other), None);
+        for odd in ["", "1", "ü", &id[1..], &format!("{id}A"), &id.to_lowercase()] {
+            assert_eq!(directory.open_position(odd, &principal), None, "{odd:?}");
+        }
     }
 }

@@ -252,6 +252,11 @@ impl Auth {
         self.key(principal)?.scopes.only_account().cloned()
     }
 
+    /// Whether the key of `principal` still holds: it was not revoked and has not expired.
+    pub(crate) fn holds(&self, principal: &Principal) -> bool {
+        self.key(principal).is_some_and(|key| !key.is_expired(SystemTime::now()))
+    }
+
     /// On whose word a device counts for `account` if `principal` agrees to it; `None` if it has no say there. A key
     /// speaks for an account if one of its scopes is that account without limits, or it has no scope at all.
     pub fn speaks_for(&self, principal: &Principal, account: &AccountId) -> Option<Membership> {

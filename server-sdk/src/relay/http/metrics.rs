@@ -43,6 +43,10 @@ pub(super) struct Metrics {
     answers: [AtomicU64; 5],
     /// `http_bosh_posts_total`
     pub(super) bosh_posts: AtomicU64,
+    /// `http_watchers`: streams of events that are open
+    pub(super) watchers: AtomicU64,
+    /// `http_watchers_behind_total`
+    pub(super) watchers_behind: AtomicU64,
     /// `relay_requests_total{outcome}`
     outcomes: [AtomicU64; OUTCOMES.len()],
     /// `relay_responses_total{disposition}`
@@ -104,6 +108,13 @@ impl Metrics {
             text.line("http_answers_total", &format!("{{class=\"{}xx\"}}", class + 1), counter.load(Relaxed));
         }
         text.counter("http_bosh_posts_total", "POSTs to /http-bind.", &self.bosh_posts);
+        text.head("http_watchers", "gauge", "Streams of events now.");
+        text.line("http_watchers", "", self.watchers.load(Relaxed));
+        text.counter(
+            "http_watchers_behind_total",
+            "Streams of events ended since their reader fell behind.",
+            &self.watchers_behind,
+        );
         text.head("relay_requests_total", "counter", "Request calls by how far they came.");
         for (outcome, counter) in OUTCOMES.iter().zip(&self.outcomes) {
             text.line("relay_requests_total", &format!("{{outcome=\"{outcome}\"}}"), counter.load(Relaxed));

@@ -13,12 +13,15 @@ mod calls;
 mod connection;
 mod devices;
 mod door;
+mod events;
 mod health;
 mod import;
 mod inquiry;
 mod link;
 pub(crate) mod listen;
 mod metrics;
+mod origin;
+mod page;
 mod peer;
 mod problem;
 mod route;
@@ -173,6 +176,11 @@ impl Edge {
             Ok(route) => route,
             Err(problem) => return self.refuse(&parts, problem),
         };
+        if !matches!(route, Route::Bosh | Route::WebSocket)
+            && let Err(problem) = origin::check(&parts.method, &parts.headers)
+        {
+            return self.refuse(&parts, problem);
+        }
         let peer = Peer::of(&self.app, self.place.link.peer, &parts.headers);
         let call = Call { app: self.app.clone(), place: self.place.clone(), peer, parts, body };
         match route {
@@ -183,6 +191,7 @@ impl Edge {
                 Ok(()) => self.answer(bosh::exchange(call)),
                 Err(problem) => self.answer(std::future::ready(Err(problem))),
             },
+            Route::Page(asset) => self.answer(std::future::ready(Ok(page::reply(asset)))),
             Route::WebSocket => self.answer(ws::upgrade(call)),
             Route::Health => self.answer(std::future::ready(Ok(health::alive()))),
             Route::Ready => self.answer(health::ready(call)),
@@ -191,6 +200,7 @@ impl Edge {
             Route::Register(device) => self.answer(devices::register(call, device)),
             Route::Alive(device) => self.answer(devices::alive(call, device)),
             Route::Respond(request) => self.answer(devices::respond(call, request)),
+            Route::Events => self.answer(events::events(call)),
             Route::Devices => self.answer(inquiry::devices(call)),
             Route::Device(target) => self.answer(inquiry::device(call, target)),
             Route::GetObject(target, object) => self.answer(calls::get(call, target, object)),

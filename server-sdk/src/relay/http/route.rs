@@ -5,7 +5,10 @@ use std::borrow::Cow;
 use http::Method;
 use relay_core::ids::{AccountId, DeviceId, KeyId, ObjectId, RequestId};
 
-use super::problem::{Code, Problem, shown};
+use super::{
+    page,
+    problem::{Code, Problem, shown},
+};
 
 /// Who a call is for: a device by its ID, or the one that an account has (Q5).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +20,7 @@ pub(super) enum Target {
 /// A call of the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Route {
+    Page(&'static page::Asset),
     Bosh,
     WebSocket,
     Health,
@@ -25,6 +29,7 @@ pub(super) enum Route {
     Enroll,
     Import,
     Devices,
+    Events,
     Keys,
     NewKey,
     RevokeKey(KeyId),
@@ -60,6 +65,8 @@ pub(super) fn find(method: &Method, path: &str) -> Result<Route, Problem> {
         // With and without a trailing slash: clients differ.
         ("http-bind", None | Some(""), None) => Ok(Route::Bosh),
         ("ws", None | Some(""), None) => get(method, Route::WebSocket),
+        ("", None, None) => get(method, Route::Page(&page::INDEX)),
+        ("console", Some(name), None) => get(method, Route::Page(page::asset(name).ok_or_else(nowhere)?)),
         ("healthz", None, None) => get(method, Route::Health),
         ("readyz", None, None) => get(method, Route::Ready),
         ("metrics", None, None) => get(method, Route::Metrics),
@@ -94,6 +101,7 @@ fn v1(method: &Method, kind: &str, mut rest: Option<&str>) -> Result<Route, Prob
             only(method, &Method::DELETE, "DELETE", || Ok(Route::RevokeKey(name(id, KeyId::new)?)))
         }
         ("devices", []) => get(method, Route::Devices),
+        ("events", []) => get(method, Route::Events),
         // Nothing is posted to a device itself, so one may be called "import".
         ("devices", ["import"]) if method == Method::POST => Ok(Route::Import),
         ("devices", [id]) => match *method {
