@@ -2,6 +2,7 @@
 
 pub mod backpressure;
 pub mod cancel;
+pub mod channel;
 pub mod close;
 pub mod delivery;
 pub mod handshake;
