@@ -240,6 +240,11 @@ impl Distribution {
         None
     }
 
+    /// Whether nothing is under way or in the queue. Something may still wait to be tried again.
+    pub fn is_idle(&self) -> bool {
+        self.under_way == 0 && self.queue.is_empty()
+    }
+
     /// Deliveries under way.
     pub const fn under_way(&self) -> usize {
         self.under_way

@@ -10,6 +10,7 @@
 //! ```
 
 pub mod auth;
+mod books;
 pub mod config;
 mod directory;
 mod http;

@@ -236,6 +236,7 @@ impl Server {
             let relay = app.relay.clone();
             accepting.spawn(async move { relay.serve(transport).await });
         }
+        accepting.spawn(app.books.clone().run());
         shutdown.await;
         tracing::info!("draining");
         app.stop();

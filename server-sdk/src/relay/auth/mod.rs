@@ -257,6 +257,23 @@ impl Auth {
         self.key(principal).is_some_and(|key| !key.is_expired(SystemTime::now()))
     }
 
+    /// Whether `principal` may use `app` for `account` as a whole: its address books, say.
+    ///
+    /// # Errors
+    /// [`Denied::UnknownDevice`] if it knows nothing of that account.
+    pub fn authorize_account(
+        &self,
+        principal: &Principal,
+        account: &AccountId,
+        app: &AppName,
+    ) -> Result<(), Denied> {
+        match self.key(principal).ok_or(Denied::Forbidden)?.scopes.on_account(account, Action::App(app)) {
+            Some(true) => Ok(()),
+            Some(false) => Err(Denied::Forbidden),
+            None => Err(Denied::UnknownDevice),
+        }
+    }
+
     /// On whose word a device counts for `account` if `principal` agrees to it; `None` if it has no say there. A key
     /// speaks for an account if one of its scopes is that account without limits, or it has no scope at all.
     pub fn speaks_for(&self, principal: &Principal, account: &AccountId) -> Option<Membership> {

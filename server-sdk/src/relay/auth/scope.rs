@@ -144,6 +144,20 @@ impl Scopes {
             })
     }
 
+    /// Whether they allow `action` for `account` as a whole; `None` if the account does not exist for the key.
+    pub fn on_account(&self, account: &AccountId, action: Action<'_>) -> Option<bool> {
+        if self.0.is_empty() || self.is_administrator() {
+            return Some(true);
+        }
+        let mut allowed = self.0.iter().filter_map(|scope| match scope {
+            Scope::Account(own, allowed) if own == account => {
+                Some(allowed.as_ref().is_none_or(|allowed| allowed.iter().any(|one| one.covers(action))))
+            }
+            _ => None,
+        });
+        allowed.next().map(|first| first || allowed.any(|other| other))
+    }
+
     /// Whether the key may say for `account` which devices belong to it.
     pub fn speak_for(&self, account: &AccountId) -> bool {
         self.0.is_empty()
@@ -250,6 +264,21 @@ mod tests {
         assert!(scopes(&[]).speak_for(&acme));
         for other in ["account:acme:GET", "account:acme2", "device:*"] {
             assert!(!scopes(&[other]).speak_for(&acme), "{other}");
+        }
+    }
+
+    #[test]
+    fn x2_what_is_of_an_account_is_for_keys_that_name_it_or_nothing() {
+        let (acme, app) = (AccountId::new("acme").unwrap(), AppName::new("address").unwrap());
+        for (texts, expected) in [
+            (&[][..], Some(true)),
+            (&["admin"], Some(true)),
+            (&["account:ACME"], Some(true)),
+            (&["account:acme:GET", "account:acme:app/Address"], Some(true)),
+            (&["account:acme:GET,app/print"], Some(false)),
+            (&["account:other", "device:*"], None),
+        ] {
+            assert_eq!(scopes(texts).on_account(&acme, Action::App(&app)), expected, "{texts:?}");
         }
     }
 

@@ -28,6 +28,7 @@ pub(super) async fn agree(call: Call, account: AccountId, device: DeviceId) -> R
     let app = call.app.clone();
     drop(call);
     if app.store.agree(&device, &account, by).await? {
+        app.books.look(&device);
         tracing::info!(device_id = %device, account = %account, "account agreed to device");
         Ok(empty(StatusCode::NO_CONTENT))
     } else {
@@ -83,6 +84,7 @@ pub(super) async fn import(call: Call) -> Result<Reply, Problem> {
         if !app.relay.knows(&prepared.device) {
             app.relay.know(&prepared.device);
         }
+        app.books.look(&prepared.device);
     }
     tracing::info!(devices = table.len(), "device table imported");
     Ok(json_reply(StatusCode::OK, &json!({ "imported": table.len() })))
@@ -121,6 +123,7 @@ pub(super) async fn new_pin(call: Call, device: DeviceId) -> Result<Reply, Probl
     if !app.relay.knows(&device) {
         app.relay.know(&device);
     }
+    app.books.look(&device);
     let pin = json!({
         "device_id": issued.device,
         "pin": issued.pin.expose(),

@@ -64,6 +64,7 @@ pub(super) async fn register(call: Call, device: DeviceId) -> Result<Reply, Prob
     let registration = Registration::from_json(&bytes).map_err(Problem::from)?;
     drop(bytes);
     let registered = app.store.register(&device, &registration, SystemTime::now()).await?;
+    app.books.look(&device);
     app.relay.registered(&device, registration.keepalive);
     let status = if registered.first { StatusCode::CREATED } else { StatusCode::OK };
     let presence = app.relay.presence(&device);

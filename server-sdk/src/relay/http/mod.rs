@@ -8,6 +8,7 @@
 mod access;
 mod admin;
 mod body;
+mod books;
 mod bosh;
 mod calls;
 mod connection;
@@ -59,7 +60,7 @@ use self::{
     problem::{Code, Problem, shown},
     route::Route,
 };
-use crate::relay::{auth::Auth, config::HttpLimits, directory::Directory};
+use crate::relay::{auth::Auth, books::Books, config::HttpLimits, directory::Directory};
 
 /// `Relay-Outcome`: how far a request came (L1).
 const RELAY_OUTCOME: HeaderName = HeaderName::from_static("relay-outcome");
@@ -74,6 +75,7 @@ pub(crate) struct App {
     pub(crate) relay: Relay,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) auth: Auth,
+    pub(crate) books: Books,
     pub(crate) bosh: ConnectionManager,
     pub(crate) ws: WsManager,
     limits: HttpLimits,
@@ -98,6 +100,7 @@ impl App {
         trusted_proxies: Vec<IpAddr>,
     ) -> Self {
         Self {
+            books: Books::new(relay.clone(), store.clone()),
             relay,
             store,
             auth,
@@ -208,6 +211,8 @@ impl Edge {
             Route::Requests(target) => self.answer(calls::request(call, target)),
             Route::Agree(account, device) => self.answer(admin::agree(call, account, device)),
             Route::Withdraw(account, device) => self.answer(admin::withdraw(call, account, device)),
+            Route::GetBook(book) => self.answer(books::get(call, book)),
+            Route::PutBook(book) => self.answer(books::put(call, book)),
             Route::Import => self.answer(admin::import(call)),
             Route::NewPin(device) => self.answer(admin::new_pin(call, device)),
             Route::Keys => self.answer(async move { admin::keys(&call) }),

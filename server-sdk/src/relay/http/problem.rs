@@ -24,6 +24,7 @@ pub(super) enum Code {
     UnknownRequest,
     UnknownObject,
     UnknownKey,
+    UnknownBook,
     MethodNotAllowed,
     TooSlow,
     AmbiguousAccount,
@@ -31,6 +32,8 @@ pub(super) enum Code {
     AlreadyAnswered,
     Conflict,
     TooLate,
+    PreconditionFailed,
+    PreconditionRequired,
     UpgradeRequired,
     TooLarge,
     UriTooLong,
@@ -58,6 +61,7 @@ impl Code {
             Self::UnknownRequest => (S::NOT_FOUND, "unknown-request", "No such request"),
             Self::UnknownObject => (S::NOT_FOUND, "unknown-object", "The device has no such object"),
             Self::UnknownKey => (S::NOT_FOUND, "unknown-key", "No such key"),
+            Self::UnknownBook => (S::NOT_FOUND, "unknown-book", "No such address book"),
             Self::MethodNotAllowed => {
                 (S::METHOD_NOT_ALLOWED, "method-not-allowed", "Not done to this resource")
             }
@@ -67,6 +71,12 @@ impl Code {
             Self::AlreadyAnswered => (S::CONFLICT, "already-answered", "Answered before"),
             Self::Conflict => (S::CONFLICT, "conflict", "In conflict with what is there"),
             Self::TooLate => (S::GONE, "too-late", "Nobody waits for this response any more"),
+            Self::PreconditionFailed => {
+                (S::PRECONDITION_FAILED, "precondition-failed", "Not what is there now")
+            }
+            Self::PreconditionRequired => {
+                (S::PRECONDITION_REQUIRED, "precondition-required", "It must be said what is changed")
+            }
             Self::UpgradeRequired => {
                 (S::UPGRADE_REQUIRED, "upgrade-required", "This is served over another protocol")
             }

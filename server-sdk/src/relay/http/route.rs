@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use http::Method;
-use relay_core::ids::{AccountId, DeviceId, KeyId, ObjectId, RequestId};
+use relay_core::ids::{AccountId, BookId, DeviceId, KeyId, ObjectId, RequestId};
 
 use super::{
     page,
@@ -43,6 +43,8 @@ pub(super) enum Route {
     Respond(RequestId),
     Agree(AccountId, DeviceId),
     Withdraw(AccountId, DeviceId),
+    GetBook(BookId),
+    PutBook(BookId),
 }
 
 /// Whether `path` is one whose every answer says how far a request came (L1).
@@ -139,6 +141,11 @@ fn v1(method: &Method, kind: &str, mut rest: Option<&str>) -> Result<Route, Prob
                 _ => Err(Problem::not_allowed("PUT, DELETE")),
             }
         }
+        ("address-books", [book]) => match *method {
+            Method::GET | Method::HEAD => Ok(Route::GetBook(name(book, BookId::new)?)),
+            Method::PUT => Ok(Route::PutBook(name(book, BookId::new)?)),
+            _ => Err(Problem::not_allowed("GET, PUT")),
+        },
         ("requests", [id, "response"]) => only(method, &Method::POST, "POST", || {
             // What cannot be an ID is the ID of nothing; the device is to hear that it is final.
             let id = decode(id).ok().and_then(|id| RequestId::new(&id).ok());
@@ -311,6 +318,12 @@ mod tests {
             ("/v1/devices/a%zz", Code::BadRequest),
             ("/v1/devices/%ff", Code::BadRequest),
             ("/v1/devices/a%5cb", Code::BadRequest),
+            ("/v1/address-books/%2e%2e", Code::BadRequest),
+            ("/v1/address-books/a%2Fb", Code::BadRequest),
+            ("/v1/address-books/%00", Code::BadRequest),
+            ("/v1/address-books/", Code::BadRequest),
+            ("/v1/address-books/a/b", Code::NotFound),
+            ("/v1/address-books", Code::NotFound),
             ("/v1/devices/d/objects/", Code::BadRequest),
             ("/v1/devices/d/objects/a b", Code::BadRequest),
             ("/v1/devices/d/objects", Code::NotFound),
