@@ -304,7 +304,7 @@ impl Wire {
         let mut got = Got { status, fields, body: Vec::new() };
         let length = match got.field("content-length") {
             Some(length) => length.parse().unwrap(),
-            None if status < 200 || status == 204 => 0,
+            None if status < 200 || matches!(status, 204 | 304) => 0,
             None => {
                 while self.more().await {}
                 self.read.len()
