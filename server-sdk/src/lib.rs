@@ -38,7 +38,8 @@
 //! ```
 //!
 //! # Where to go next
-//! [`Client`] has all calls; [`Client::devices`] finds devices; [`Client::administration`] enrols them and makes keys.
+//! [`Client`] has all calls; [`Client::devices`] finds devices; [`Client::address_book`] reads and changes what an
+//! account's devices share; [`Client::administration`] enrols devices and makes keys.
 //! With the feature `relay`, the module `relay` hosts one.
 //!
 //! # Features
@@ -55,5 +56,5 @@ pub mod client;
 #[cfg(feature = "relay")]
 pub mod relay;
 
-pub use client::{Answer, Client, ClientBuilder, Device, DeviceFilter, Error, ErrorKind};
-pub use relay_core::{Body, Request, ids, outcome::Outcome, relay::State};
+pub use client::{AddressBook, Answer, Client, ClientBuilder, Device, DeviceFilter, Error, ErrorKind};
+pub use relay_core::{Body, Request, book, ids, outcome::Outcome, relay::State};

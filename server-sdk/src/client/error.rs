@@ -47,6 +47,8 @@ pub enum ErrorKind {
     NotSent,
     /// In conflict with what is there.
     Conflict,
+    /// Read it again, and make the change anew: others have changed it since.
+    Stale,
     /// Slow down, and try again after [`Error::retry_after`].
     TooManyRequests,
     /// Try again later: the relay is stopping, full, or cannot reach its store.
@@ -223,6 +225,7 @@ pub(super) fn kind_of(code: &str, status: u16) -> ErrorKind {
         | "headers-too-large"
         | "uri-too-long"
         | "unsupported-media-type"
+        | "precondition-required"
         | "method-not-allowed" => ErrorKind::Invalid,
         "unauthenticated" => ErrorKind::Unauthenticated,
         "forbidden" => ErrorKind::Forbidden,
@@ -236,12 +239,14 @@ pub(super) fn kind_of(code: &str, status: u16) -> ErrorKind {
         "device-timeout" => ErrorKind::DeviceTimeout,
         "not-sent" => ErrorKind::NotSent,
         "conflict" | "already-answered" => ErrorKind::Conflict,
+        "precondition-failed" => ErrorKind::Stale,
         "too-many-requests" => ErrorKind::TooManyRequests,
         "too-large" => ErrorKind::TooLarge,
         // Codes that a later relay may have are judged by their status.
         _ => match status {
             404 => ErrorKind::Unknown,
             409 => ErrorKind::Conflict,
+            412 => ErrorKind::Stale,
             413 => ErrorKind::TooLarge,
             429 => ErrorKind::TooManyRequests,
             503 => ErrorKind::Unavailable,

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use relay_core::{auth::Secret, ids::RequestId, outcome::Outcome, retry_after};
 use reqwest::{
     Client, Method, RequestBuilder, Response, Url,
-    header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER},
+    header::{AUTHORIZATION, CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderValue, RETRY_AFTER},
     redirect, retry,
 };
 use rustls::{
@@ -42,6 +42,14 @@ pub(super) struct Reply {
     pub(super) content_type: Option<String>,
     pub(super) body: Bytes,
     pub(super) request_id: Option<RequestId>,
+}
+
+/// What the relay itself answered.
+pub(super) struct Inquired {
+    /// 200 to 299, or 304.
+    pub(super) status: u16,
+    pub(super) etag: Option<String>,
+    pub(super) body: Bytes,
 }
 
 pub(super) struct Settings {
@@ -160,13 +168,19 @@ impl Http {
 
     /// Makes a call that asks the relay alone.
     pub(super) async fn inquire(&self, call: RequestBuilder) -> Result<Bytes, Error> {
+        self.inquire_with(call).await.map(|inquired| inquired.body)
+    }
+
+    /// The same, with what the answer's head says.
+    pub(super) async fn inquire_with(&self, call: RequestBuilder) -> Result<Inquired, Error> {
         let inquire = async {
             let response = self.send(call, INQUIRY).await?;
             let about = About::read(&response);
+            let etag = text(response.headers(), ETAG.as_str()).map(str::to_owned);
             let status = response.status().as_u16();
             let body = self.body(response).await?;
             match status {
-                200..300 => Ok(body),
+                200..300 | 304 => Ok(Inquired { status, etag, body }),
                 0..400 => Err(not_the_relay(status, &about)),
                 _ => Err(about.error(status, &body)),
             }

@@ -1,6 +1,7 @@
 //! The client of a relay: asks devices, finds devices.
 
 mod administration;
+mod books;
 mod devices;
 mod error;
 mod http;
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use relay_core::{
     Body, Request,
     auth::Secret,
-    ids::{DeviceId, ObjectId, RequestId},
+    ids::{AccountId, BookId, DeviceId, ObjectId, RequestId},
     request::Call,
 };
 use reqwest::{Method, header::CONTENT_TYPE};
@@ -21,6 +22,7 @@ use serde::de::DeserializeOwned;
 use self::http::{Http, Settings};
 pub use self::{
     administration::{Administration, IssuedPin, KeyInfo, NewKey, TableFormat},
+    books::{AddressBook, BookVersion, BookWatch},
     devices::{Device, DeviceFilter, Devices, DevicesPage, Presence},
     error::{Error, ErrorKind},
 };
@@ -175,6 +177,18 @@ impl Client {
     ) -> Result<DevicesPage, Error> {
         let query = filter.query(cursor);
         self.http.inquire_json(self.http.call_with_query(Method::GET, &["devices"], &query)).await
+    }
+
+    /// The address book `book` of `account`. Nothing is asked yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] if one of the names is none.
+    pub fn address_book(
+        &self,
+        account: impl AsRef<str>,
+        book: impl AsRef<str>,
+    ) -> Result<AddressBook, Error> {
+        Ok(AddressBook::new(self.clone(), AccountId::new(account.as_ref())?, BookId::new(book.as_ref())?))
     }
 
     /// What an administrator does, and an account's side for itself.
