@@ -9,6 +9,7 @@
 //! latter alone.
 
 mod answer;
+mod channel;
 mod connector;
 mod dial;
 mod tls;

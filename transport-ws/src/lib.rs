@@ -31,9 +31,11 @@
 //! [RFC 6455]: https://www.rfc-editor.org/rfc/rfc6455
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
+mod channel;
 pub mod client;
 pub mod config;
 pub mod proto;
+mod pump;
 pub mod server;
 mod session;
 pub mod stream;
@@ -44,6 +46,6 @@ pub(crate) const NAME: &str = "ws";
 
 pub use crate::{
     client::{WsConnector, WsSettings},
-    config::{ControlConfig, WsServerConfig},
+    config::{ChannelConfig, ControlConfig, WsServerConfig},
     server::{Accepted, Refusal, WsListener, WsManager},
 };

@@ -23,8 +23,19 @@
 //! }
 //! # }
 //! ```
+//!
+//! A request for a path below [`WsServerConfig::path`] opens the channel of a job: the same two steps, and the listener
+//! yields it as an [`Incoming::Channel`].
 
-use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
+mod channel;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use relay_core::{
@@ -44,13 +55,14 @@ use crate::{
     config::WsServerConfig,
     proto::control::{End, Machine},
     session::{self, Beginning, Shared, WsPush},
-    wire::handshake::{CONTROL, Head, HeadError},
+    stream::BoxStream,
+    wire::handshake::{CONTROL, ChannelHead, Head, HeadError},
 };
 
 /// The transport's name and abilities.
-pub const INFO: TransportInfo = TransportInfo::new(crate::NAME);
+pub const INFO: TransportInfo = TransportInfo::new(crate::NAME).with_channels();
 
-/// Opens control sessions. Cheap to clone; all clones are one.
+/// Opens control sessions and channels. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 pub struct WsManager {
     inner: Arc<Inner>,
@@ -61,6 +73,8 @@ struct Inner {
     authenticator: Arc<dyn Authenticator>,
     runtime: Handle,
     knocks: mpsc::Sender<Incoming>,
+    /// How many channels each device has open, or is opening.
+    channels: Mutex<HashMap<DeviceId, usize>>,
 }
 
 impl fmt::Debug for Inner {
@@ -69,30 +83,33 @@ impl fmt::Debug for Inner {
     }
 }
 
-/// Why an upgrade request opens no session.
+/// Why an upgrade request opens nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// Its head is none that opens a control session.
+    /// Its head is none that opens a WebSocket here.
     #[error(transparent)]
     Head(#[from] HeadError),
     /// The token is not one that holds.
     #[error("the token is not one that holds")]
     Unauthenticated,
     /// The token is that of a service.
-    #[error("a control session is for devices")]
+    #[error("this is for devices")]
     Forbidden,
     /// The token could not be checked now.
     #[error("the token cannot be checked now")]
     Unavailable,
-    /// The relay has too many sessions, or the device opens too many.
-    #[error("too many sessions; come back later")]
+    /// There is no such job of the device that shows the token, or none of the app at that path.
+    #[error("there is no such job")]
+    UnknownJob,
+    /// The relay has too many sessions, or the device opens too many, or has too many channels.
+    #[error("too many sessions or channels; come back later")]
     TooMany {
         /// When to come back.
         retry_after: Duration,
     },
-    /// The relay stops, or takes no sessions now.
-    #[error("the relay takes no sessions now")]
+    /// The relay stops, or takes nobody in now.
+    #[error("the relay takes nobody in now")]
     Closed,
 }
 
@@ -103,20 +120,31 @@ impl WsManager {
     /// Outside a tokio runtime: sessions run there.
     pub fn new(config: WsServerConfig, authenticator: Arc<dyn Authenticator>) -> (Self, WsListener) {
         let (knocks, incoming) = mpsc::channel(config.knocks.max(1));
-        let inner = Inner { config, authenticator, runtime: Handle::current(), knocks };
+        let inner =
+            Inner { config, authenticator, runtime: Handle::current(), knocks, channels: Mutex::default() };
         (Self { inner: Arc::new(inner) }, WsListener { incoming })
+    }
+
+    /// Channels that are open now.
+    pub fn channels(&self) -> usize {
+        self.inner.channels.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
     }
 
     /// Takes an upgrade request in: checks its head and its token, and asks the listener's owner. Bounded in time.
     ///
     /// # Errors
-    /// [`Refusal`]: no session was made.
+    /// [`Refusal`]: nothing was opened.
     ///
     /// # Cancel safety
-    /// Dropped half-way, the session that may have been made is lost.
+    /// Dropped half-way, what may have been opened is lost.
     pub async fn upgrade(&self, head: &http::request::Parts, peer: IpAddr) -> Result<Accepted, Refusal> {
-        let head = Head::read(head)?;
         let handshake = self.inner.config.handshake;
+        if let Some(path) = channel::path(&self.inner.config.path, head.uri.path()) {
+            let (path, head) = (path.into(), ChannelHead::read(head)?);
+            let opening = self.inner.open(path, head, peer);
+            return tokio::time::timeout(handshake, opening).await.unwrap_or(Err(Refusal::Closed));
+        }
+        let head = Head::read(head)?;
         // The head is not kept while the owner makes up its mind.
         tokio::time::timeout(handshake, self.inner.admit(head, peer)).await.unwrap_or(Err(Refusal::Closed))
     }
@@ -147,7 +175,9 @@ impl Inner {
         let knock = Incoming::Session(Knock { peer: PeerInfo::at(peer), handshake });
         self.knocks.try_send(knock).map_err(|_| Refusal::Closed)?;
         let taken = verdict_comes.await.unwrap_or(Err(Refusal::Closed))?;
-        Ok(Accepted { accept, taken: Some(taken), runtime: self.runtime.clone() })
+        let session = taken.id.as_str().into();
+        let taken = Opened::Session { taken, runtime: self.runtime.clone() };
+        Ok(Accepted { accept, protocol: CONTROL.into(), session: Some(session), taken })
     }
 
     /// The device that shows `credentials`.
@@ -235,47 +265,66 @@ impl Beginning for AtTheDoor {
     }
 }
 
-/// A session that its owner has taken: answer 101 with these fields, then hand over the connection. Dropped, the session
-/// is lost.
-#[derive(Debug)]
+/// What a connection is for.
+enum Opened {
+    Session {
+        taken: Taken,
+        runtime: Handle,
+    },
+    /// Whoever gets it has the channel.
+    Channel(oneshot::Sender<(BoxStream, Vec<u8>)>),
+}
+
+/// A session or channel that its owner has taken: answer 101 with these fields, then hand over the connection. Dropped,
+/// it is lost.
 #[must_use = "a session without a connection is lost"]
 pub struct Accepted {
     accept: String,
-    taken: Option<Taken>,
-    runtime: Handle,
+    protocol: Box<str>,
+    /// The session's ID in force, if it is one.
+    session: Option<Box<str>>,
+    taken: Opened,
+}
+
+impl fmt::Debug for Accepted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Accepted").field("protocol", &self.protocol).finish_non_exhaustive()
+    }
 }
 
 impl Accepted {
-    /// The session's ID in force.
-    pub fn session(&self) -> &str {
-        self.taken.as_ref().map_or("", |taken| taken.id.as_str())
-    }
-
     /// The header fields of the 101.
-    pub fn fields(&self) -> [(&'static str, &str); 5] {
-        [
+    pub fn fields(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let fields = [
             ("upgrade", "websocket"),
             ("connection", "upgrade"),
-            ("sec-websocket-accept", &self.accept),
-            ("sec-websocket-protocol", CONTROL),
-            ("relay-session", self.session()),
-        ]
+            ("sec-websocket-accept", &*self.accept),
+            ("sec-websocket-protocol", &*self.protocol),
+        ];
+        fields.into_iter().chain(self.session.as_deref().map(|session| ("relay-session", session)))
     }
 
     /// The 101 was written, and what comes on `stream` now are frames. `early` is what the host read after the request's
-    /// head: RFC 6455 §4.1 has a client wait for the answer, so that anything in it ends the session.
-    pub fn attach(mut self, stream: impl AsyncRead + AsyncWrite + Send + 'static, early: &[u8]) {
-        let Some(mut taken) = self.taken.take() else { return };
-        let Some(inbound) = taken.inbound.take() else { return };
+    /// head: RFC 6455 §4.1 has a client wait for the answer, so that anything in it ends what was opened.
+    pub fn attach(self, stream: impl AsyncRead + AsyncWrite + Send + 'static, early: &[u8]) {
         if !early.is_empty() {
             tracing::debug!(bytes = early.len(), "a peer did not wait for the end of the opening handshake");
-            taken.shared.too_early();
         }
-        taken.shared.run(Box::pin(stream), b"", inbound, &self.runtime);
+        match self.taken {
+            Opened::Session { mut taken, runtime } => {
+                let Some(inbound) = taken.inbound.take() else { return };
+                if !early.is_empty() {
+                    taken.shared.too_early();
+                }
+                taken.shared.run(Box::pin(stream), b"", inbound, &runtime);
+            }
+            // If nobody waits for it any more it is dropped, and the peer sees that.
+            Opened::Channel(opened) => drop(opened.send((Box::pin(stream), early.to_vec()))),
+        }
     }
 }
 
-/// Yields the sessions that devices open on a [`WsManager`].
+/// Yields the sessions and channels that devices open on a [`WsManager`].
 #[derive(Debug)]
 pub struct WsListener {
     incoming: mpsc::Receiver<Incoming>,

@@ -7,7 +7,6 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     io,
-    mem::MaybeUninit,
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -22,7 +21,7 @@ use relay_core::{
     transport::{CloseReason, EndReason, Full, Inbound, Push, Queue, Started},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, ReadBuf},
+    io::{AsyncReadExt, AsyncWriteExt},
     runtime::Handle,
     sync::Notify,
     time::{Sleep, sleep_until},
@@ -31,17 +30,16 @@ use tokio::{
 use crate::{
     NAME,
     proto::control::{LINGER, Machine, Output},
+    pump,
     stream::BoxStream,
 };
 
-/// Read at once, from the stack: an idle session has no buffer.
+/// Read at once.
 const READ: usize = 4 * 1024;
-/// Reads of one turn, after which others get theirs.
-const READS: usize = 16;
 /// How long a connection may take to be closed.
 const SHUTDOWN: Duration = Duration::from_secs(1);
 /// When to look at the clock if nothing is due: far enough away to be never, near enough for every clock.
-const NEVER: Duration = Duration::from_secs(86_400);
+pub(crate) const NEVER: Duration = Duration::from_secs(86_400);
 
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
@@ -71,46 +69,15 @@ impl fmt::Debug for Shared {
 }
 
 impl State {
-    /// Writes as much as the connection takes.
     fn write(&mut self, cx: &mut Context<'_>) {
-        let Some(stream) = &mut self.stream else { return };
-        let mut wrote = false;
-        while self.machine.wants_write() {
-            match stream.as_mut().poll_write(cx, self.machine.chunk()) {
-                Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => return self.machine.broken(),
-                Poll::Ready(Ok(written)) => {
-                    wrote = true;
-                    self.machine.written(written, now());
-                }
-                Poll::Pending => {
-                    self.machine.written(0, now());
-                    break;
-                }
-            }
-        }
-        // TLS keeps what it encrypted until it is flushed.
-        if wrote && let Poll::Ready(Err(_)) = stream.as_mut().poll_flush(cx) {
-            self.machine.broken();
+        if let Some(stream) = &mut self.stream {
+            pump::write(stream, &mut self.machine, cx);
         }
     }
 
-    /// Reads what is there; whether there may be more.
+    /// Whether there may be more.
     fn read(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(stream) = &mut self.stream else { return false };
-        let mut scratch = [const { MaybeUninit::uninit() }; READ];
-        for _ in 0..READS {
-            if !self.machine.wants_read() {
-                return false;
-            }
-            let mut buffer = ReadBuf::uninit(&mut scratch);
-            match stream.as_mut().poll_read(cx, &mut buffer) {
-                Poll::Pending => return false,
-                Poll::Ready(Err(_)) => self.machine.broken(),
-                Poll::Ready(Ok(())) if buffer.filled().is_empty() => self.machine.end_of_stream(),
-                Poll::Ready(Ok(())) => self.machine.received(buffer.filled(), now()),
-            }
-        }
-        true
+        self.stream.as_mut().is_some_and(|stream| pump::read::<READ>(stream, &mut self.machine, cx))
     }
 }
 
@@ -285,24 +252,26 @@ async fn drive(shared: Arc<Shared>, inbound: Arc<dyn Inbound>) {
     shared.finish();
     // What was written whole is to arrive, the close frame last of all. What was not is cut.
     if let Some(stream) = stream.filter(|_| clean) {
-        let patience = lingers.unwrap_or(SHUTDOWN);
-        let _ = tokio::time::timeout(patience, farewell(stream, lingers.is_some())).await;
+        farewell(stream, lingers).await;
     }
 }
 
 /// Closes the connection; if it `lingers`, not before the peer does, within bounds.
-async fn farewell(mut stream: BoxStream, lingers: bool) -> io::Result<()> {
-    stream.shutdown().await?;
-    let mut left = if lingers { LINGER } else { 0 };
-    // Not in the task itself, which would carry it from the first.
-    let mut scrap = vec![0; READ];
-    while left > 0 {
-        match stream.read(&mut scrap).await? {
-            0 => break,
-            read => left = left.saturating_sub(read),
+pub(crate) async fn farewell(mut stream: BoxStream, lingers: Option<Duration>) {
+    let farewell = async {
+        stream.shutdown().await?;
+        let mut left = if lingers.is_some() { LINGER } else { 0 };
+        // Not in the task itself, which would carry it from the first.
+        let mut scrap = vec![0; READ];
+        while left > 0 {
+            match stream.read(&mut scrap).await? {
+                0 => break,
+                read => left = left.saturating_sub(read),
+            }
         }
-    }
-    Ok(())
+        io::Result::Ok(())
+    };
+    let _ = tokio::time::timeout(lingers.unwrap_or(SHUTDOWN), farewell).await;
 }
 
 /// Whatever becomes of the task, nobody waits for it for ever.

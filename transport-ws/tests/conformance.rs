@@ -10,7 +10,7 @@ use relay_core::{
     conformance::{Harness, Running},
     error::TransportError,
     ids::DeviceId,
-    transport::{ConnectOptions, Connector, Listener, Session, TransportInfo},
+    transport::{ChannelOptions, ConnectOptions, Connector, DeviceChannel, Listener, Session, TransportInfo},
 };
 use support::{Cuts, Host};
 use transport_ws::{WsConnector, WsManager, WsServerConfig};
@@ -27,10 +27,18 @@ impl Connector for Named {
     }
 
     async fn connect(&self, mut options: ConnectOptions) -> Result<Session, TransportError> {
-        options.token =
-            Secret::new(format!("{}~{}", options.device.as_str(), options.token.expose()).replace(' ', "_"));
+        options.token = named(&options.device, &options.token);
         self.0.connect(options).await
     }
+
+    async fn channel(&self, mut options: ChannelOptions) -> Result<DeviceChannel, TransportError> {
+        options.token = named(&options.device, &options.token);
+        self.0.channel(options).await
+    }
+}
+
+fn named(device: &DeviceId, token: &Secret) -> Secret {
+    Secret::new(format!("{}~{}", device.as_str(), token.expose()).replace(' ', "_"))
 }
 
 #[derive(Debug)]

@@ -20,6 +20,8 @@ const MAX_INTERIM: usize = 4;
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// How the relay's errors are called.
 const PROBLEM: &str = "urn:relay:error:";
+/// The code for a job that there is not, or not any more.
+const UNKNOWN_JOB: &str = "unknown-request";
 
 /// The relay's own refusal: it means what it says, and another transport would be told the same.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -44,7 +46,7 @@ pub enum NoWebSocket {
         /// The HTTP status.
         status: u16,
     },
-    /// A 101 that is none of a control session.
+    /// A 101 that is not what was asked for.
     #[error(transparent)]
     Upgrade(#[from] AnswerError),
     /// Not HTTP, or too much of it.
@@ -145,11 +147,12 @@ pub(super) async fn refusal<S: AsyncRead + Unpin>(answer: Answer, stream: &mut S
     let kind = match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ErrorKind::Unauthenticated,
         StatusCode::TOO_MANY_REQUESTS => ErrorKind::Overloaded,
+        StatusCode::NOT_FOUND if *code == *UNKNOWN_JOB => ErrorKind::Expired,
         _ if status.is_server_error() && retry_after.is_some() => ErrorKind::Overloaded,
         _ if status.is_server_error() => ErrorKind::Unreachable,
         _ => ErrorKind::PeerMisbehaved,
     };
-    let mut error = TransportError::new(NAME, kind, "the relay opens no session").with_source(RelayProblem {
+    let mut error = TransportError::new(NAME, kind, "the relay opens nothing").with_source(RelayProblem {
         status: status.as_u16(),
         code,
         words,

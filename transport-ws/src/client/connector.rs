@@ -6,23 +6,27 @@ use async_trait::async_trait;
 use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
 use http::{StatusCode, Uri};
 use relay_core::{
+    auth::Secret,
     error::{ErrorKind, TransportError},
     ids::SessionId,
     random,
-    transport::{CloseReason, ConnectOptions, Connector, Session, Started, TransportInfo},
+    transport::{
+        ChannelOptions, CloseReason, ConnectOptions, Connector, DeviceChannel, Session, Started,
+        TransportInfo,
+    },
 };
 use rustls::pki_types::ServerName;
 use tokio::{io::AsyncWriteExt, runtime::Handle};
 use tokio_rustls::TlsConnector;
 
 use super::{
-    answer::{self, NoWebSocket},
+    answer::{self, Answer, NoWebSocket},
     dial::{Dial, Direct, Target},
     tls::{self, Trust},
 };
 use crate::{
     NAME,
-    config::ControlConfig,
+    config::{ChannelConfig, ControlConfig},
     proto::control::{End, Machine},
     server::INFO,
     session::{self, Beginning, Nobody, Shared, WsPush},
@@ -47,6 +51,8 @@ pub struct WsSettings {
     pub handshake: Duration,
     /// Bounds and times of the session.
     pub control: ControlConfig,
+    /// Bounds and times of each channel.
+    pub channel: ChannelConfig,
 }
 
 impl WsSettings {
@@ -59,6 +65,7 @@ impl WsSettings {
             dial: Arc::new(Direct),
             handshake: Duration::from_secs(20),
             control: ControlConfig::device(),
+            channel: ChannelConfig::device(),
         }
     }
 }
@@ -68,11 +75,14 @@ impl WsSettings {
 pub struct WsConnector {
     dial: Arc<dyn Dial>,
     tls: Option<TlsConnector>,
-    target: Target,
+    pub(super) target: Target,
     host: Box<str>,
-    path: Box<str>,
+    pub(super) path: Box<str>,
     handshake: Duration,
     control: ControlConfig,
+    pub(super) channel: ChannelConfig,
+    /// RFC 6455 §4.1: to one host one handshake at a time. A control session waits for no channel's.
+    pub(super) turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl fmt::Debug for WsConnector {
@@ -127,30 +137,30 @@ impl WsConnector {
         let tls = if secure { Some(TlsConnector::from(tls::config(&settings.trust)?)) } else { None };
         let default_port = if secure { 443 } else { 80 };
         let target = Target::new(name, authority.port_u16().unwrap_or(default_port), secure);
-        // RFC 9110 §7.2: the port only where it is not the scheme's.
-        let host =
-            if target.port == default_port { authority.host().into() } else { target.to_string().into() };
+        let host = host_field(&target);
         let path = uri.path_and_query().map_or("/", |path| path.as_str()).into();
-        let WsSettings { dial, handshake, control, .. } = settings;
-        Ok(Self { dial, tls, target, host, path, handshake, control })
+        let WsSettings { dial, handshake, control, channel, .. } = settings;
+        let turn = Arc::default();
+        Ok(Self { dial, tls, target, host, path, handshake, control, channel, turn })
     }
 
-    async fn open(
+    /// Dials, opens a WebSocket as `opening` says, and gives the answer, whose status is 101, with what came after it.
+    pub(super) async fn open(
         &self,
-        options: &ConnectOptions,
-    ) -> Result<(BoxStream, Vec<u8>, SessionId), TransportError> {
+        opening: &Opening<'_>,
+    ) -> Result<(BoxStream, Answer, String), TransportError> {
         let unreachable = |words: &str, error: io::Error| {
             TransportError::new(NAME, ErrorKind::Unreachable, words).with_source(error)
         };
         let stream = self
             .dial
-            .dial(&self.target)
+            .dial(opening.target)
             .await
             .map_err(|error| unreachable("the relay cannot be reached", error))?;
         let mut stream: BoxStream = match &self.tls {
             None => stream,
             Some(tls) => {
-                let name = ServerName::try_from(self.target.host.to_string()).map_err(|error| {
+                let name = ServerName::try_from(opening.target.host.to_string()).map_err(|error| {
                     TransportError::new(NAME, ErrorKind::Unsupported, "the relay's name is none of TLS")
                         .with_source(error)
                 })?;
@@ -161,7 +171,7 @@ impl WsConnector {
         let mut key = [0; 16];
         random::fill(&mut key);
         let key = BASE64.encode(key);
-        let request = self.request(&key, options)?;
+        let request = opening.request(&key)?;
         let sent = async {
             stream.write_all(&request).await?;
             stream.flush().await
@@ -171,13 +181,44 @@ impl WsConnector {
         if answer.head.status != StatusCode::SWITCHING_PROTOCOLS {
             return Err(answer::refusal(answer, &mut stream).await);
         }
+        Ok((stream, answer, key))
+    }
+
+    async fn session(
+        &self,
+        options: &ConnectOptions,
+    ) -> Result<(BoxStream, Vec<u8>, SessionId), TransportError> {
+        let opening = Opening {
+            target: &self.target,
+            host: &self.host,
+            path: &self.path,
+            protocol: CONTROL,
+            token: &options.token,
+            session: options.resume.as_ref(),
+        };
+        let (stream, answer, key) = self.open(&opening).await?;
         let session = read_answer(&answer.head, &key).map_err(NoWebSocket::from)?;
         Ok((stream, answer.rest, session))
     }
+}
 
+/// What one WebSocket is opened with.
+pub(super) struct Opening<'o> {
+    pub(super) target: &'o Target,
+    /// What stands in Host.
+    pub(super) host: &'o str,
+    /// Path and query.
+    pub(super) path: &'o str,
+    pub(super) protocol: &'o str,
+    pub(super) token: &'o Secret,
+    /// The session to go on with.
+    pub(super) session: Option<&'o SessionId>,
+}
+
+impl Opening<'_> {
     /// The upgrade request. No Origin: this is no page of a browser.
-    fn request(&self, key: &str, options: &ConnectOptions) -> Result<Vec<u8>, TransportError> {
-        let token = options.token.expose();
+    fn request(&self, key: &str) -> Result<Vec<u8>, TransportError> {
+        let token = self.token.expose();
         // A token that could end the field would be another request.
         if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(TransportError::new(
@@ -186,14 +227,14 @@ impl WsConnector {
                 "the token is none that can be shown",
             ));
         }
-        let (path, host, session) = (&self.path, &self.host, RELAY_SESSION);
+        let Self { path, host, protocol, .. } = self;
         let mut request = format!(
             "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Version: {VERSION}\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: {CONTROL}\r\n\
+             Sec-WebSocket-Version: {VERSION}\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: {protocol}\r\n\
              Authorization: Bearer {token}\r\n"
         );
-        if let Some(resume) = &options.resume {
-            request.push_str(&format!("{session}: {}\r\n", resume.as_str()));
+        if let Some(resume) = self.session {
+            request.push_str(&format!("{RELAY_SESSION}: {}\r\n", resume.as_str()));
         }
         request.push_str("\r\n");
         Ok(request.into_bytes())
@@ -208,7 +249,7 @@ impl Connector for WsConnector {
 
     async fn connect(&self, options: ConnectOptions) -> Result<Session, TransportError> {
         let deadline = options.deadline.min(session::now() + self.handshake);
-        let opening = tokio::time::timeout_at(deadline.into(), self.open(&options));
+        let opening = tokio::time::timeout_at(deadline.into(), self.session(&options));
         let (stream, early, id) = opening.await.unwrap_or_else(|_| {
             Err(TransportError::new(NAME, ErrorKind::TimedOut, "no session before the deadline"))
         })?;
@@ -219,6 +260,14 @@ impl Connector for WsConnector {
         let connected = Connected { stream, early, runtime: Handle::current() };
         let push = WsPush::new(shared, Box::new(connected), self.control.close_within * 2);
         Ok(Session::new(options.device, id, INFO, Box::new(push)).with_resumed(resumed))
+    }
+
+    async fn channel(&self, options: ChannelOptions) -> Result<DeviceChannel, TransportError> {
+        let deadline = options.deadline.min(session::now() + self.handshake);
+        let opening = tokio::time::timeout_at(deadline.into(), self.open_channel(options));
+        opening.await.unwrap_or_else(|_| {
+            Err(TransportError::new(NAME, ErrorKind::TimedOut, "no channel before the deadline"))
+        })
     }
 }
 
@@ -248,8 +297,15 @@ impl Beginning for Connected {
     }
 }
 
+/// RFC 9110 §7.2: with the port only where it is not the scheme's.
+pub(super) fn host_field(target: &Target) -> Box<str> {
+    let text = target.to_string();
+    let default = if target.secure { ":443" } else { ":80" };
+    text.strip_suffix(default).unwrap_or(&text).into()
+}
+
 /// RFC 6455 §5.3: fresh for each frame, from a source that nobody can predict.
-fn fresh_mask() -> [u8; 4] {
+pub(super) fn fresh_mask() -> [u8; 4] {
     let mut mask = [0; 4];
     random::fill(&mut mask);
     mask

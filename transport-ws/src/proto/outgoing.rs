@@ -48,8 +48,16 @@ impl Outgoing {
     }
 
     pub(super) fn text(&mut self, text: &str) {
-        let mut chunks = text.as_bytes().chunks(FRAME).peekable();
-        let mut opcode = Data::Text;
+        self.message(Data::Text, text.as_bytes());
+    }
+
+    pub(super) fn binary(&mut self, bytes: &[u8]) {
+        self.message(Data::Binary, bytes);
+    }
+
+    fn message(&mut self, kind: Data, bytes: &[u8]) {
+        let mut chunks = bytes.chunks(FRAME).peekable();
+        let mut opcode = kind;
         while let Some(chunk) = chunks.next() {
             let frame = self.frame(OpCode::Data(opcode), chunks.peek().is_none(), chunk);
             self.bytes += frame.len();

@@ -42,7 +42,9 @@ pub enum Ignored {
 /// `envelope` as text, for the session of `device`. `None` if it cannot travel at all, which is logged.
 pub fn encode(envelope: &Envelope, device: &DeviceId, now: Instant) -> Option<String> {
     let mut text = String::new();
-    let Err(error) = vocabulary::write(envelope, device, now, &mut text) else { return Some(text) };
+    let Err(error) = vocabulary::write_with_channels(envelope, device, now, &mut text) else {
+        return Some(text);
+    };
     tracing::warn!(%device, %error, "an envelope cannot be written");
     let Envelope::Response { id, .. } = envelope else { return None };
     // The caller learns that there is an answer, and why it does not get it.

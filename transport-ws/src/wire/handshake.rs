@@ -2,7 +2,10 @@
 
 use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
 use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header, request, response};
-use relay_core::{auth::Secret, ids::SessionId};
+use relay_core::{
+    auth::Secret,
+    ids::{RequestId, SessionId},
+};
 use sha1::{Digest, Sha1};
 
 /// The subprotocol of control sessions.
@@ -20,7 +23,7 @@ pub fn accept(key: &str) -> String {
     BASE64.encode(hash.finalize())
 }
 
-/// Why a head opens no control session. Nothing was asked of anybody yet.
+/// Why a head opens no WebSocket here. Nothing was asked of anybody yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeadError {
@@ -36,31 +39,28 @@ pub enum HeadError {
     /// It offers no subprotocol that is served here.
     #[error("none of the subprotocols offered is served here; control is")]
     Subprotocol,
+    /// It is for a channel, and offers no subprotocol.
+    #[error("a channel is opened with the subprotocol of its app, and none was offered")]
+    NoSubprotocol,
     /// It has no bearer token.
-    #[error("a control session needs Authorization: Bearer and the device's token")]
+    #[error("a WebSocket to the relay needs Authorization: Bearer and the device's token")]
     NoToken,
 }
 
-/// What a head that opens a control session says.
-#[derive(Debug)]
-pub struct Head {
-    /// The answer to its key.
-    pub accept: String,
-    /// Who it says it is.
-    pub token: Secret,
-    /// The session that it wants to go on with.
-    pub resume: Option<SessionId>,
+/// What every upgrade request says.
+struct Upgrade<'h> {
+    accept: String,
+    token: Secret,
+    /// The subprotocols that it offers.
+    offered: Vec<&'h str>,
 }
 
-impl Head {
-    /// Reads the head of an upgrade request.
-    ///
-    /// `Origin` is not looked at: who shows a bearer token is no page of a browser, which cannot set one (RFC 6455 §10.2
-    /// is about credentials that a browser adds by itself).
-    ///
-    /// # Errors
-    /// [`HeadError`]: the first rule that it breaks.
-    pub fn read(head: &request::Parts) -> Result<Self, HeadError> {
+impl<'h> Upgrade<'h> {
+    /// `judge` says whether a subprotocol that will do is among those offered.
+    fn read(
+        head: &'h request::Parts,
+        judge: impl FnOnce(&[&'h str]) -> Result<(), HeadError>,
+    ) -> Result<Self, HeadError> {
         let headers = &head.headers;
         if head.method != Method::GET || head.version != Version::HTTP_11 {
             return Err(HeadError::Malformed("a WebSocket opens with GET and HTTP/1.1"));
@@ -83,34 +83,102 @@ impl Head {
             .filter(|key| BASE64.decode(key).is_ok_and(|bytes| bytes.len() == 16))
             .ok_or(HeadError::Malformed("Sec-WebSocket-Key is not one of 16 bytes in base64"))?;
         // RFC 6455 §11.3.4: the field may be there more than once, which is one list.
-        let offered = || list(headers, &header::SEC_WEBSOCKET_PROTOCOL);
-        if !offered().all(is_token) {
+        let offered: Vec<_> = list(headers, &header::SEC_WEBSOCKET_PROTOCOL).collect();
+        if !offered.iter().copied().all(is_token) {
             return Err(HeadError::Malformed("Sec-WebSocket-Protocol is not a list of names"));
         }
-        if !offered().any(|name| name == CONTROL) {
-            return Err(HeadError::Subprotocol);
-        }
+        judge(&offered)?;
         let token = only(headers, &header::AUTHORIZATION)
             .and_then(|value| value.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, token)| Secret::new(token.trim()))
             .ok_or(HeadError::NoToken)?;
-        // What cannot be a session's ID is the ID of no session: the device gets a new one.
-        let resume = only(headers, &RELAY_SESSION).and_then(|id| SessionId::new(id).ok());
-        Ok(Self { accept: accept(key), token, resume })
+        Ok(Self { accept: accept(key), token, offered })
     }
 }
 
-/// Why an answer with status 101 opens no control session.
+/// What a head that opens a control session says.
+#[derive(Debug)]
+pub struct Head {
+    /// The answer to its key.
+    pub accept: String,
+    /// Who it says it is.
+    pub token: Secret,
+    /// The session that it wants to go on with.
+    pub resume: Option<SessionId>,
+}
+
+impl Head {
+    /// Reads the head of an upgrade request.
+    ///
+    /// `Origin` is not looked at: who shows a bearer token is no page of a browser, which cannot set one (RFC 6455 §10.2
+    /// is about credentials that a browser adds by itself).
+    ///
+    /// # Errors
+    /// [`HeadError`]: the first rule that it breaks.
+    pub fn read(head: &request::Parts) -> Result<Self, HeadError> {
+        let control = |offered: &[&str]| {
+            if offered.contains(&CONTROL) { Ok(()) } else { Err(HeadError::Subprotocol) }
+        };
+        let Upgrade { accept, token, .. } = Upgrade::read(head, control)?;
+        // What cannot be a session's ID is the ID of no session: the device gets a new one.
+        let resume = only(&head.headers, &RELAY_SESSION).and_then(|id| SessionId::new(id).ok());
+        Ok(Self { accept, token, resume })
+    }
+}
+
+/// What a head that opens the channel of a job says.
+#[derive(Debug)]
+pub struct ChannelHead {
+    /// The answer to its key.
+    pub accept: String,
+    /// Who it says it is.
+    pub token: Secret,
+    /// The job; `None` for what is the ID of none.
+    pub job: Option<RequestId>,
+    /// The subprotocols that it offers: one at least.
+    pub protocols: Vec<Box<str>>,
+}
+
+impl ChannelHead {
+    /// Reads the head of an upgrade request. As with [`Head::read`], `Origin` is not looked at.
+    ///
+    /// # Errors
+    /// [`HeadError`]: the first rule that it breaks.
+    pub fn read(head: &request::Parts) -> Result<Self, HeadError> {
+        let some = |offered: &[&str]| if offered.is_empty() { Err(HeadError::NoSubprotocol) } else { Ok(()) };
+        let Upgrade { accept, token, offered } = Upgrade::read(head, some)?;
+        let query = head.uri.query().unwrap_or("");
+        let job = query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix("id="))
+            .ok_or(HeadError::Malformed("a channel is opened with ?id= and the job's ID"))?;
+        let protocols = offered.into_iter().map(Into::into).collect();
+        Ok(Self { accept, token, job: RequestId::new(job).ok(), protocols })
+    }
+}
+
+/// Why an answer with status 101 opens no WebSocket of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct AnswerError(pub &'static str);
 
-/// Reads a 101 to a request that had the key `key`: the session's ID.
+/// Reads a 101 to a request that had the key `key` and asked for a control session: the session's ID.
 ///
 /// # Errors
 /// [`AnswerError`]: the first rule that it breaks.
 pub fn read_answer(answer: &response::Parts, key: &str) -> Result<SessionId, AnswerError> {
+    check_answer(answer, key, CONTROL)?;
+    only(&answer.headers, &RELAY_SESSION)
+        .and_then(|id| SessionId::new(id).ok())
+        .ok_or(AnswerError("the answer names no session"))
+}
+
+/// Checks a 101 to a request that had the key `key` and offered `protocol` alone.
+///
+/// # Errors
+/// [`AnswerError`]: the first rule that it breaks.
+pub fn check_answer(answer: &response::Parts, key: &str, protocol: &str) -> Result<(), AnswerError> {
     let headers = &answer.headers;
     if answer.status != StatusCode::SWITCHING_PROTOCOLS || answer.version != Version::HTTP_11 {
         return Err(AnswerError("the answer is not 101 in HTTP/1.1"));
@@ -127,12 +195,10 @@ pub fn read_answer(answer: &response::Parts, key: &str) -> Result<SessionId, Ans
     if list(headers, &header::SEC_WEBSOCKET_EXTENSIONS).next().is_some() {
         return Err(AnswerError("the answer has an extension, and none was offered"));
     }
-    if only(headers, &header::SEC_WEBSOCKET_PROTOCOL) != Some(CONTROL) {
-        return Err(AnswerError("the answer's subprotocol is not control"));
+    if only(headers, &header::SEC_WEBSOCKET_PROTOCOL) != Some(protocol) {
+        return Err(AnswerError("the answer's subprotocol is not the one that was offered"));
     }
-    only(headers, &RELAY_SESSION)
-        .and_then(|id| SessionId::new(id).ok())
-        .ok_or(AnswerError("the answer names no session"))
+    Ok(())
 }
 
 /// The value of a field that is there once, and plain text.
@@ -158,8 +224,8 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 }
 
 /// RFC 9110 §5.6.2.
-fn is_token(text: &str) -> bool {
-    text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+pub(crate) fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
 #[cfg(test)]

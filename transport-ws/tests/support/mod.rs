@@ -109,6 +109,7 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, manager: WsManager) -> O
                 Refusal::Head(HeadError::Version | HeadError::NoUpgrade) => (426, "upgrade-required"),
                 Refusal::Head(_) => (400, "bad-request"),
                 Refusal::Forbidden => (403, "forbidden"),
+                Refusal::UnknownJob => (404, "unknown-request"),
                 Refusal::TooMany { .. } => (429, "too-many-requests"),
                 _ => (503, "draining"),
             };
