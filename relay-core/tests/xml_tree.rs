@@ -3,7 +3,17 @@
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use relay_core::xml::{Element, Limits, Namespace, Node, XmlRule, ns};
+use relay_core::xml::{Element, Limits, Namespace, Node, XmlRule};
+
+/// As in the documents of BOSH and XMPP, which nest more namespaces than most.
+mod ns {
+    pub(crate) use relay_core::xml::ns::{RELAY, XML};
+    pub(crate) const BOSH: &str = "http://jabber.org/protocol/httpbind";
+    pub(crate) const XBOSH: &str = "urn:xmpp:xbosh";
+    pub(crate) const STREAMS: &str = "http://etherx.jabber.org/streams";
+    pub(crate) const CLIENT: &str = "jabber:client";
+    pub(crate) const SASL: &str = "urn:ietf:params:xml:ns:xmpp-sasl";
+}
 
 fn parse(document: &str) -> Result<Element, XmlRule> {
     Element::parse(document.as_bytes(), &Limits::default()).map_err(|error| error.rule)

@@ -13,8 +13,8 @@
 //! # #[cfg(feature = "reqwest")]
 //! # async fn example() -> Result<(), relay_core::error::TransportError> {
 //! use std::time::Duration;
-//! use relay_core::{auth::Secret, xml::{Element, ns}};
-//! use transport_bosh::client::{Account, XmppClient};
+//! use relay_core::{auth::Secret, xml::Element};
+//! use transport_bosh::{client::{Account, XmppClient}, wire::ns};
 //!
 //! let client = XmppClient::connecting_to("https://xmpp.example/http-bind", "xmpp.example")?;
 //! let account = Account::new("romeo", Secret::new("a password"));

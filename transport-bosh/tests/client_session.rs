@@ -18,12 +18,13 @@ use relay_core::{
     ids::{DeviceId, RequestId, SessionId},
     outcome::Disposition,
     transport::{CloseReason, ConnectOptions, Connector, EndReason, Full, Inbound, Session, Started},
-    xml::{Element, Limits, ns},
+    xml::{Element, Limits},
 };
 use tokio::sync::{Notify, oneshot};
 use transport_bosh::{
     client::{Account, BoshConnector, ClientSettings, XmppClient, XmppSession},
     exchange::{Exchange, ExchangeError, Post, Reply},
+    wire::ns,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -11,16 +11,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use relay_core::{
-    auth::Secret,
-    error::ErrorKind,
-    transport::EndReason,
-    xml::{Element, ns},
-};
+use relay_core::{auth::Secret, error::ErrorKind, transport::EndReason, xml::Element};
 use transport_bosh::{
     client::{Account, ClientSettings, End, XmppClient, XmppSession},
     exchange::{Exchange, ExchangeError, ExchangeErrorKind, Post, Reply},
     http::{HttpSettings, Proxy, ReqwestExchange},
+    wire::ns,
 };
 
 const APP: &str = "urn:example:app";

@@ -103,82 +103,6 @@ pub(super) fn resolve(name: &str) -> Reference {
     Reference::Char(predefined)
 }
 
-macro_rules! words {
-    ($($word:literal),* $(,)?) => {
-        /// The word of the protocols that `name` is: it needs no allocation then.
-        pub(super) fn known_name(name: &str) -> Option<&'static str> {
-            match name {
-                $($word => Some($word),)*
-                _ => None,
-            }
-        }
-
-        #[cfg(test)]
-        const WORDS: &[&str] = &[$($word),*];
-    };
-}
-
-words!(
-    "id",
-    "iq",
-    "to",
-    "rid",
-    "sid",
-    "ack",
-    "ver",
-    "jid",
-    "key",
-    "type",
-    "body",
-    "from",
-    "wait",
-    "lang",
-    "hold",
-    "bind",
-    "auth",
-    "ping",
-    "pong",
-    "href",
-    "code",
-    "xmlns",
-    "error",
-    "pause",
-    "drain",
-    "object",
-    "status",
-    "method",
-    "device",
-    "cancel",
-    "length",
-    "resume",
-    "newkey",
-    "secure",
-    "request",
-    "message",
-    "outcome",
-    "session",
-    "success",
-    "failure",
-    "restart",
-    "version",
-    "polling",
-    "content",
-    "response",
-    "encoding",
-    "received",
-    "presence",
-    "requests",
-    "features",
-    "maxpause",
-    "resource",
-    "condition",
-    "mechanism",
-    "challenge",
-    "inactivity",
-    "mechanisms",
-    "traceparent"
-);
-
 /// `text` as a number, if it has at most eight bytes: different for different texts of one length.
 pub(super) fn packed(text: &str) -> Option<u64> {
     let bytes = text.as_bytes();
@@ -188,15 +112,6 @@ pub(super) fn packed(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn words_are_found() {
-        for word in WORDS {
-            assert_eq!(known_name(word), Some(*word));
-        }
-        assert_eq!(known_name(""), None);
-        assert_eq!(known_name("a-name-of-somebody-else"), None);
-    }
 
     #[test]
     fn characters_that_xml_lacks_are_found_wherever_they_stand() {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{Limits, Namespace, XmlError, ns, parse, write};
+use super::{Limits, Names, Namespace, XmlError, ns, parse, write};
 
 /// An element: a name in a namespace, attributes, children.
 ///
@@ -55,7 +55,15 @@ impl Element {
     /// # Errors
     /// [`XmlError`]: the first rule broken, and where.
     pub fn parse(document: &[u8], limits: &Limits) -> Result<Self, XmlError> {
-        parse::parse(document, limits)
+        Self::parse_with(document, limits, &Names::RELAY)
+    }
+
+    /// Reads a document in which `names` are to be expected.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn parse_with(document: &[u8], limits: &Limits, names: &Names) -> Result<Self, XmlError> {
+        parse::parse(document, limits, names)
     }
 
     /// Appends the element to `out`, on one line, where `default` is the default namespace in force (empty at the start
@@ -235,7 +243,7 @@ impl Element {
     /// Puts the element, and everything below it down to the first element of another namespace, from namespace `from`
     /// into namespace `to`.
     ///
-    /// Old XMPP peers omit the namespace of stanzas in BOSH, so that these inherit the wrapper's (XEP-0206 §2).
+    /// For peers that leave a namespace out, so that what they send inherits the one around it.
     pub fn rename_namespace(&mut self, from: &str, to: impl Into<Namespace>) {
         let to = to.into();
         let mut pending = vec![self];

@@ -15,6 +15,7 @@
 mod chars;
 mod element;
 mod error;
+mod names;
 mod namespace;
 mod parse;
 pub mod vocabulary;
@@ -23,6 +24,7 @@ mod write;
 pub use self::{
     element::{Attribute, Element, Node},
     error::{XmlError, XmlRule},
+    names::Names,
     namespace::{Namespace, ns},
     parse::Limits,
 };

@@ -9,7 +9,7 @@ use quick_xml::{
 };
 
 use super::{
-    Attribute, Element, Namespace, Node, XmlError, XmlRule,
+    Attribute, Element, Names, Namespace, Node, XmlError, XmlRule,
     chars::{self, Reference},
     ns,
 };
@@ -57,7 +57,7 @@ impl Limits {
     }
 }
 
-pub(super) fn parse(document: &[u8], limits: &Limits) -> Result<Element, XmlError> {
+pub(super) fn parse(document: &[u8], limits: &Limits, names: &Names) -> Result<Element, XmlError> {
     if document.len() > limits.bytes {
         return Err(XmlError { rule: XmlRule::Bytes(limits.bytes), offset: limits.bytes });
     }
@@ -70,6 +70,7 @@ pub(super) fn parse(document: &[u8], limits: &Limits) -> Result<Element, XmlErro
     let skipped = text.len() - stripped.len();
     let parser = Parser {
         limits,
+        names,
         elements: 0,
         open: Vec::with_capacity(4),
         bindings: Vec::with_capacity(4),
@@ -96,6 +97,7 @@ struct Open {
 
 struct Parser<'l, 'i> {
     limits: &'l Limits,
+    names: &'l Names,
     elements: usize,
     open: Vec<Open>,
     bindings: Vec<Binding<'i>>,
@@ -174,7 +176,7 @@ impl<'i> Parser<'_, 'i> {
         }
         let (prefix, local) = split_name(tag_name, self.limits)?;
         let namespace = self.resolve(prefix)?;
-        let mut element = Element::new(namespace, owned_name(local));
+        let mut element = Element::new(namespace, self.owned_name(local));
         element.attributes.reserve_exact(attributes.len());
         self.name_keys.clear();
         for (name, value) in attributes.drain(..) {
@@ -190,7 +192,7 @@ impl<'i> Parser<'_, 'i> {
             self.name_keys.push(key);
             element.attributes.push(Attribute {
                 namespace,
-                name: owned_name(local),
+                name: self.owned_name(local),
                 value: attribute_value(value)?,
             });
         }
@@ -210,9 +212,9 @@ impl<'i> Parser<'_, 'i> {
             return Err(XmlRule::DuplicateAttribute);
         }
         let namespace = if chars::needs_normalising(value) {
-            Namespace::new(&attribute_value(value)?)
+            self.names.namespace(&attribute_value(value)?)
         } else {
-            Namespace::new(value)
+            self.names.namespace(value)
         };
         // XML Namespaces §3: `xml` is bound to its own name and nothing else is; only the default can be undone.
         let allowed = match prefix {
@@ -244,6 +246,10 @@ impl<'i> Parser<'_, 'i> {
             "xml" => Ok(Namespace::from(ns::XML)),
             _ => Err(XmlRule::UndeclaredPrefix),
         }
+    }
+
+    fn owned_name(&self, name: &str) -> Cow<'static, str> {
+        self.names.word(name).map_or_else(|| Cow::Owned(name.to_owned()), Cow::Borrowed)
     }
 
     fn end(&mut self) {
@@ -352,10 +358,6 @@ fn split_name<'n>(name: &'n str, limits: &Limits) -> Result<(&'n str, &'n str), 
         None => ("", name),
     };
     if chars::is_local_name(local) { Ok((prefix, local)) } else { Err(XmlRule::Name) }
-}
-
-fn owned_name(name: &str) -> Cow<'static, str> {
-    chars::known_name(name).map_or_else(|| Cow::Owned(name.to_owned()), Cow::Borrowed)
 }
 
 /// The part of a tag that is still to be read.

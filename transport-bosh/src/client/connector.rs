@@ -17,7 +17,7 @@ use relay_core::{
         TransportInfo,
     },
     xml::{
-        Element, ns,
+        Element,
         vocabulary::{self, Decoded},
     },
 };
@@ -28,6 +28,7 @@ use crate::{
     exchange::Exchange,
     proto::client::{ClientSettings, End, Input, login::Account},
     server::INFO,
+    wire::ns,
 };
 
 /// Events that wait for an owner who takes nothing, before the session is given up.

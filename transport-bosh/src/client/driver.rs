@@ -13,7 +13,7 @@ use relay_core::{
     error::{ErrorKind, TransportError},
     ids::SessionId,
     random,
-    xml::{Element, ns},
+    xml::Element,
 };
 use tokio::sync::Notify;
 
@@ -24,6 +24,7 @@ use crate::{
         ClientMachine, ClientSettings, End, ExchangeId, Input, Output,
         login::{Account, LoggedIn, Login, LoginError, Step},
     },
+    wire::ns,
 };
 
 /// How long an end that failed to log in tries to say goodbye.

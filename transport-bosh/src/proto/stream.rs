@@ -19,12 +19,13 @@ use relay_core::{
     auth::{ScramHash, ScramVerifier, Secret},
     envelope::Envelope,
     ids::{DeviceId, SessionId},
-    xml::{Element, ns, vocabulary},
+    xml::{Element, vocabulary},
 };
 
 use self::sasl::Step;
 use crate::wire::{
     body::Piece,
+    ns,
     stanza::{self, Addresses, StanzaError},
 };
 

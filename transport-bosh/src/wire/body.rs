@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 use memchr::memchr_iter;
-use relay_core::xml::{Element, Limits, XmlError, ns};
+use relay_core::xml::{Element, Limits, XmlError};
 
-use super::TerminalCondition;
+use super::{TerminalCondition, ns};
 use crate::proto::rid::{Rid, decimal};
 
 /// What a client's `<body/>` says.
@@ -95,7 +95,7 @@ impl RequestBody {
     /// # Errors
     /// [`BodyError`]: the first rule that it breaks.
     pub fn parse(message: &[u8], limits: &Limits) -> Result<Self, BodyError> {
-        let mut element = Element::parse(message, limits)?;
+        let mut element = Element::parse_with(message, limits, &ns::NAMES)?;
         if !element.is(ns::BOSH, "body") {
             return Err(BodyError::Root);
         }
@@ -131,7 +131,7 @@ impl RequestBody {
         body.sid = element.remove_attr("sid").map(String::into_boxed_str);
         body.payloads = element.take_children().collect();
         for payload in &mut body.payloads {
-            // Old peers leave the namespace out, so that stanzas, and what is in them, inherit the wrapper's.
+            // XEP-0206 §2: old peers leave the namespace out, so that stanzas, and what is in them, inherit the wrapper's.
             payload.rename_namespace(ns::BOSH, ns::CLIENT);
         }
         Ok(body)
@@ -157,7 +157,9 @@ pub(crate) fn addressee(message: &[u8], limits: &Limits) -> Option<(Box<str>, Ri
     let mut alone = Vec::with_capacity(tag.len() + 2);
     alone.extend_from_slice(tag);
     alone.extend_from_slice(b"/>");
-    let element = Element::parse(&alone, limits).ok().filter(|element| element.is(ns::BOSH, "body"))?;
+    let element = Element::parse_with(&alone, limits, &ns::NAMES)
+        .ok()
+        .filter(|element| element.is(ns::BOSH, "body"))?;
     Some((element.attr("sid")?.into(), Rid::parse(element.attr("rid")?)?))
 }
 

@@ -6,10 +6,10 @@ use relay_core::{
     envelope::Envelope,
     ids::{DeviceId, RequestId},
     request::{Body, Response, Status},
-    xml::{Element, ns, push_attribute, vocabulary},
+    xml::{Element, push_attribute, vocabulary},
 };
 
-use super::body::Piece;
+use super::{body::Piece, ns};
 
 /// Who is who on one session.
 #[derive(Debug, Clone, Copy)]

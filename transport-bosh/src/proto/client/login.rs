@@ -12,11 +12,11 @@ use relay_core::{
     auth::{ScramHash, Secret},
     error::{ErrorKind, TransportError},
     ids::SessionId,
-    xml::{Element, ns, vocabulary},
+    xml::{Element, vocabulary},
 };
 
 use super::scram::{Scram, ScramError};
-use crate::NAME;
+use crate::{NAME, wire::ns};
 
 /// Who logs in, and how.
 #[derive(Debug, Clone)]

@@ -2,14 +2,10 @@
 
 use std::time::Duration;
 
-use relay_core::{
-    error::ErrorKind,
-    transport::EndReason,
-    xml::{Limits, ns},
-};
+use relay_core::{error::ErrorKind, transport::EndReason, xml::Limits};
 
 use super::*;
-use crate::wire::TerminalCondition;
+use crate::wire::{TerminalCondition, ns};
 
 mod answers;
 mod login;

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use relay_core::xml::{Element, Limits, XmlError, ns};
+use relay_core::xml::{Element, Limits, XmlError};
 
 use super::{ClientSettings, End};
 use crate::{
     proto::rid::{Rid, decimal},
-    wire::TerminalCondition,
+    wire::{TerminalCondition, ns},
 };
 
 /// What the peer granted when it created the session.
@@ -53,7 +53,7 @@ pub(super) enum Garbled {
 
 impl Wrapper {
     pub(super) fn parse(document: &[u8], max: usize) -> Result<Self, Garbled> {
-        let body = Element::parse(document, &Limits::default().with_bytes(max))?;
+        let body = Element::parse_with(document, &Limits::default().with_bytes(max), &ns::NAMES)?;
         if body.is(ns::BOSH, "body") { Ok(Self { body }) } else { Err(Garbled::Root) }
     }
 

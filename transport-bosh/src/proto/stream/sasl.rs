@@ -10,14 +10,14 @@ use base64::{
 use relay_core::{
     auth::{AuthError, Principal, ScramHash, ScramVerifier, Secret},
     ids::DeviceId,
-    xml::{Element, ns},
+    xml::Element,
 };
 
 use super::{
     Proof, State, StreamError, StreamOutput, XmppStream,
     scram::{Challenge, ClientFirst, ScramError},
 };
-use crate::wire::body::Piece;
+use crate::wire::{body::Piece, ns};
 
 /// How far a log-in has come.
 #[derive(Debug)]

@@ -3,10 +3,11 @@
 use relay_core::{
     auth::Secret,
     ids::SessionId,
-    xml::{Element, Limits, ns},
+    xml::{Element, Limits},
 };
 
 use super::super::login::{Account, LoggedIn, Login, LoginError, Step};
+use crate::wire::ns;
 
 const NONCE: &str = "q8Zt1mCwR0vJ7xYb";
 
