@@ -67,6 +67,8 @@ pub(super) fn find(method: &Method, path: &str) -> Result<Route, Problem> {
         // With and without a trailing slash: clients differ.
         ("http-bind", None | Some(""), None) => Ok(Route::Bosh),
         ("ws", None | Some(""), None) => get(method, Route::WebSocket),
+        // The channels of apps: whose paths those are, their table says.
+        ("ws", Some(_), _) => get(method, Route::WebSocket),
         ("", None, None) => get(method, Route::Page(&page::INDEX)),
         ("console", Some(name), None) => get(method, Route::Page(page::asset(name).ok_or_else(nowhere)?)),
         ("healthz", None, None) => get(method, Route::Health),

@@ -28,8 +28,8 @@ use super::{
     problem::{Code, Problem},
 };
 
-/// Opens a control session, if the head and the token are good and the relay takes it. The connection leaves HTTP once the
-/// answer is written.
+/// Opens a control session, or below its path the channel of a job, if the head and the token are good and the relay takes
+/// it. The connection leaves HTTP once the answer is written.
 pub(super) fn upgrade(call: Call) -> impl Future<Output = Result<Reply, Problem>> + Send {
     let Call { app, place, peer, parts, body } = call;
     drop(body);
@@ -74,6 +74,8 @@ fn refuse(refusal: &Refusal) -> Result<Reply, Problem> {
         }
         Refusal::Head(_) => Problem::new(Code::BadRequest, words),
         Refusal::Forbidden => Problem::new(Code::Forbidden, words),
+        // As for a job that exists, and is none of this device's business.
+        Refusal::UnknownJob => Problem::new(Code::UnknownRequest, words),
         Refusal::TooMany { retry_after } => {
             Problem::new(Code::TooManyRequests, words).retry_after(*retry_after)
         }
