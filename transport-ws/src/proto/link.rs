@@ -10,12 +10,15 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    control::{End, LINGER},
+    control::End,
     frame::{Decoder, Fault, FrameLimits, Received, Side},
     outgoing::Outgoing,
     rate::Bucket,
 };
 use crate::wire::close;
+
+/// How much is still read, and thrown away, of a peer that broke a rule.
+pub(crate) const LINGER: usize = 1024 * 1024;
 
 /// Times and rates of a connection.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +59,8 @@ struct Closing {
     until: Instant,
     /// The peer's Close came: nothing more does.
     heard: bool,
+    /// What it still says counts.
+    listening: bool,
     /// What it still says can be read, so that its Close will be found.
     legible: bool,
 }
@@ -84,6 +89,8 @@ pub(super) struct Link {
     stalled_at: Option<Instant>,
     thrown_away: usize,
     lingers: bool,
+    /// A frame came since somebody asked.
+    alive: bool,
 }
 
 impl Link {
@@ -105,6 +112,7 @@ impl Link {
             stalled_at: None,
             thrown_away: 0,
             lingers: false,
+            alive: false,
             config,
         }
     }
@@ -147,6 +155,51 @@ impl Link {
         }
     }
 
+    /// Whether what the peer says counts.
+    pub(super) const fn listens(&self) -> bool {
+        matches!(self.state, State::Open | State::Closing(Closing { heard: false, listening: true, .. }))
+    }
+
+    /// Whether what comes is read.
+    pub(super) const fn reads(&self) -> bool {
+        matches!(self.state, State::Open | State::Closing(Closing { heard: false, legible: true, .. }))
+    }
+
+    /// Whether a frame came since this was last asked.
+    pub(super) fn take_alive(&mut self) -> bool {
+        std::mem::take(&mut self.alive)
+    }
+
+    /// Sends a ping now; unless something comes `within` this time, the connection counts as lost.
+    pub(super) fn suspect(&mut self, within: Duration, now: Instant) {
+        if self.is_open() {
+            self.ping();
+            let until = now + within;
+            self.silent_at = Some(self.silent_at.map_or(until, |at| at.min(until)));
+        }
+    }
+
+    /// Something was sent that the peer answers: unless anything comes in time, the connection counts as lost.
+    pub(super) fn expect_answer(&mut self, now: Instant) {
+        if self.is_open() {
+            self.silent_at.get_or_insert(now + self.config.answer_within);
+        }
+    }
+
+    fn ping(&mut self) {
+        self.pings += 1;
+        self.pongs_due = self.pongs_due.saturating_add(1);
+        self.outgoing.ping(&self.pings.to_be_bytes());
+    }
+
+    /// This end takes its leave. What the peer still says before it does too counts.
+    pub(super) fn take_leave(&mut self, code: u16, words: &str, now: Instant) {
+        if self.is_open() {
+            self.outgoing.close(Some(code), words);
+            self.closing(Cause::Closed, now, |closing| closing.listening = true);
+        }
+    }
+
     /// This end closes. What the peer still says counts for nothing.
     pub(super) fn close(&mut self, code: u16, words: &str, now: Instant) {
         if self.is_open() {
@@ -164,6 +217,7 @@ impl Link {
                 self.closing(Cause::Fault(fault), now, |closing| closing.legible = legible);
             }
             State::Closing(closing) => {
+                closing.listening = false;
                 closing.legible &= legible;
                 self.settle();
             }
@@ -172,8 +226,8 @@ impl Link {
     }
 
     fn closing(&mut self, cause: Cause, now: Instant, change: impl FnOnce(&mut Closing)) {
-        let mut closing =
-            Closing { cause, until: now + self.config.close_within, heard: false, legible: true };
+        let until = now + self.config.close_within;
+        let mut closing = Closing { cause, until, heard: false, listening: false, legible: true };
         change(&mut closing);
         self.state = State::Closing(closing);
         (self.ping_at, self.silent_at) = (None, None);
@@ -208,12 +262,16 @@ impl Link {
 
     /// Reads from `bytes`, which it moves on, to the next message that counts; `None` if there is none in them.
     pub(super) fn next(&mut self, bytes: &mut &[u8], now: Instant) -> Option<Message> {
-        if !self.is_open() {
+        self.next_if(true, bytes, now)
+    }
+
+    /// The same; but unless `wanted`, it stops at the first frame that is part of a message.
+    pub(super) fn next_if(&mut self, wanted: bool, bytes: &mut &[u8], now: Instant) -> Option<Message> {
+        if !self.listens() {
             self.throw_away(bytes.len());
         }
-        while matches!(self.state, State::Open | State::Closing(Closing { heard: false, legible: true, .. }))
-        {
-            match self.decoder.next(bytes, true) {
+        while self.reads() {
+            match self.decoder.next(bytes, wanted || !self.listens()) {
                 Ok(Some(received)) => {
                     if let Some(message) = self.take_in(received, now) {
                         return Some(message);
@@ -237,10 +295,10 @@ impl Link {
     }
 
     fn take_in(&mut self, received: Received, now: Instant) -> Option<Message> {
-        self.silent_at = None;
+        (self.alive, self.silent_at) = (true, None);
         match received {
             Received::Close(code) => self.close_came(code, now),
-            _ if !self.is_open() => {}
+            _ if !self.listens() => {}
             Received::Text(text) => return Some(Message::Text(text)),
             Received::Binary(bytes) => return Some(Message::Binary(bytes)),
             Received::Pong(_) if self.pongs_due > 0 => self.pongs_due -= 1,
@@ -248,7 +306,10 @@ impl Link {
                 // A pong that nobody asked for is legal (RFC 6455 §5.5.3), within the rate.
                 if !self.controls.take(now) {
                     self.fail(Fault::new(close::POLICY, "too many control frames"), true, now);
-                } else if let Received::Ping(payload) = received {
+                } else if let Received::Ping(payload) = received
+                    // Nothing follows our Close (RFC 6455 §5.5.1).
+                    && self.is_open()
+                {
                     self.outgoing.pong(&payload);
                 }
             }
@@ -289,9 +350,11 @@ impl Link {
     pub(super) fn written(&mut self, bytes: usize, now: Instant) {
         if bytes > 0 {
             self.outgoing.advance(bytes);
-            self.stalled_at = None;
-            // A peer that takes in what is written lives; its pong stands behind that.
-            self.silent_at = self.silent_at.map(|_| now + self.config.answer_within);
+            // A peer that makes room again lives; its pong stands behind what was written. That there is room tells nothing:
+            // the system takes for a peer that is gone, too.
+            if self.stalled_at.take().is_some() {
+                self.silent_at = self.silent_at.map(|_| now + self.config.answer_within);
+            }
         }
         if self.outgoing.is_empty() {
             self.stalled_at = None;
@@ -331,9 +394,7 @@ impl Link {
             self.silent_at = Some(now + self.config.answer_within);
         }
         if due(self.ping_at) {
-            self.pings += 1;
-            self.pongs_due = self.pongs_due.saturating_add(1);
-            self.outgoing.ping(&self.pings.to_be_bytes());
+            self.ping();
             self.ping_at = self.config.ping_every.map(|every| now + every);
             self.silent_at.get_or_insert(now + self.config.answer_within);
         }

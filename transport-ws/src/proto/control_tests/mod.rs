@@ -11,7 +11,10 @@ use relay_core::{
     request::{Body, Request, Response},
 };
 
-use super::{super::frame, *};
+use super::{
+    super::frame::{self, Decoder, Received, Side},
+    *,
+};
 
 const KEY: [u8; 4] = [1, 2, 3, 4];
 
@@ -118,7 +121,7 @@ impl Rig {
     /// The peer sends a frame.
     fn frame(&mut self, opcode: frame::tests::Op, payload: &[u8]) {
         let mut bytes = Vec::new();
-        let key = matches!(self.machine.end, End::Relay).then_some(KEY);
+        let key = self.machine.link.is_relay().then_some(KEY);
         frame::encode(&mut bytes, opcode.0, true, payload, key);
         self.bytes(&bytes);
     }

@@ -459,6 +459,6 @@ fn f1_a_machine_at_rest_keeps_no_buffer() {
     }
     assert_eq!(rig.envelopes().len(), 1);
     assert_eq!((rig.machine.unread.capacity(), rig.machine.inbox.capacity()), (0, 0));
-    assert!(!rig.machine.decoder.is_amid());
+    assert!(rig.machine.wants_read() && rig.machine.held.is_none());
     assert!(size_of::<Machine>() <= 1024, "{} bytes", size_of::<Machine>());
 }
