@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use relay_core::{
     auth::{AuthError, Principal, ScramHash, ScramVerifier, Secret},
     ids::DeviceId,
-    xml::{Element, Limits},
+    xml::{Document, Element, Limits},
 };
 use transport_bosh::{
     proto::stream::{StreamOutput, XmppStream},
@@ -55,20 +55,24 @@ fuzz_target!(|input: (bool, bool, &[u8])| {
     let mut authenticated = false;
     if bound {
         let Ok(device) = DeviceId::new("printer-1") else { return };
-        let auth = Element::new("urn:ietf:params:xml:ns:xmpp-sasl", "auth")
-            .with_attr("mechanism", "PLAIN")
-            .with_text("AHByaW50ZXItMQB0b2tlbg==");
-        stream.element(&auth, *NOW);
+        let hear = |stream: &mut XmppStream, xml: &str| {
+            if let Ok(document) = Document::parse(xml.as_bytes(), &Limits::default()) {
+                stream.element(document.root(), *NOW);
+            }
+        };
+        hear(&mut stream, "<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='PLAIN'>AHByaW50ZXItMQB0b2tlbg==</auth>");
         serve(&mut stream, &mut authenticated);
         assert!(authenticated);
         stream.restart();
-        let bind = Element::new("urn:ietf:params:xml:ns:xmpp-bind", "bind");
-        let iq = Element::new("jabber:client", "iq").with_attr("type", "set").with_child(bind);
-        stream.element(&iq, *NOW);
+        hear(
+            &mut stream,
+            "<iq xmlns='jabber:client' type='set'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>",
+        );
         serve(&mut stream, &mut authenticated);
         assert_eq!(stream.device(), Some(&device));
     }
     for payload in &body.payloads {
+        let payload = payload.element();
         stream.element(payload, *NOW);
         let children = payload.children().count();
         let others = serve(&mut stream, &mut authenticated);

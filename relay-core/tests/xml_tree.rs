@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use relay_core::xml::{Element, Limits, Namespace, Node, XmlRule};
+use relay_core::xml::{Document, Element, Limits, Names, Namespace, Node, XmlRule};
 
 /// As in the documents of BOSH and XMPP, which nest more namespaces than most.
 mod ns {
@@ -265,7 +265,6 @@ fn t20_depth_costs_no_stack() {
             tree.to_document().len(),
             "<a xmlns='urn:relay:1'>".len() + 100_000 * "<a></a>".len() - 2 + 3
         );
-        tree.rename_namespace(ns::RELAY, ns::CLIENT);
         drop(tree);
     });
     worker.unwrap().join().unwrap();
@@ -378,14 +377,53 @@ fn inherited_default_namespace_is_not_repeated() {
 
 #[test]
 fn w10_a_stanza_in_the_wrong_namespace_is_moved_with_its_subtree() {
-    let mut stanza = parse(
-        "<message xmlns='http://jabber.org/protocol/httpbind'><body>x</body><x xmlns='urn:x'><y/></x><z><w/></z></message>",
+    let mut document = Document::parse(
+        b"<body xmlns='http://jabber.org/protocol/httpbind'><message><body>x</body><x xmlns='urn:x'><y/></x>\
+          <z><w/></z></message><message/></body>",
+        &Limits::default(),
     )
     .unwrap();
-    stanza.rename_namespace(ns::BOSH, ns::CLIENT);
+    let place = document.root().children().next().unwrap().place();
+    document.rename_namespace(place, ns::BOSH, ns::CLIENT);
+    assert_eq!(document.root().namespace(), ns::BOSH);
+    assert!(document.root().child(ns::BOSH, "message").is_some(), "the other one stays");
+    let stanza = document.element(place);
+    assert_eq!((stanza.namespace(), stanza.source()), (ns::CLIENT, None));
     assert!(stanza.child(ns::CLIENT, "body").is_some());
     assert!(stanza.child("urn:x", "x").unwrap().child("urn:x", "y").is_some());
     assert!(stanza.child(ns::CLIENT, "z").unwrap().child(ns::CLIENT, "w").is_some());
+}
+
+#[test]
+fn an_element_that_needs_nothing_from_outside_is_had_as_it_was_written() {
+    let source = |xml: &str, path: &[usize]| {
+        let document = Document::parse(xml.as_bytes(), &Limits::default()).unwrap();
+        let inner = path.iter().fold(document.root(), |at, &n| at.children().nth(n).unwrap());
+        inner.source().map(str::to_owned)
+    };
+    let whole = "<a xmlns='urn:a' xmlns:p='urn:p'><b xmlns=\"urn:b\" p:x='1'>&lt;</b><c xmlns='urn:c'>\
+                 <d p='2'><![CDATA[<]]></d><p:e xmlns:p='urn:q'/></c><f xml:lang='en' xmlns=''/><g/></a>";
+    assert_eq!(source(whole, &[]).as_deref(), Some(whole));
+    assert_eq!(source(whole, &[0]), None, "its attribute's prefix is declared outside");
+    assert_eq!(
+        source(whole, &[1]).as_deref(),
+        Some("<c xmlns='urn:c'><d p='2'><![CDATA[<]]></d><p:e xmlns:p='urn:q'/></c>")
+    );
+    assert_eq!(source(whole, &[1, 0]), None, "it inherits its namespace");
+    assert_eq!(source(whole, &[1, 1]).as_deref(), Some("<p:e xmlns:p='urn:q'/>"));
+    assert_eq!(source(whole, &[2]).as_deref(), Some("<f xml:lang='en' xmlns=''/>"));
+    assert_eq!(source(whole, &[3]), None);
+    assert_eq!(source("<a><b/></a>", &[0]).as_deref(), Some("<b/>"), "no namespace is none everywhere");
+}
+
+#[test]
+fn text_in_pieces_is_one_text() {
+    let document = b"<a>x&amp;y<![CDATA[z]]>\r\n<b>1</b>2<b c='&#65;\t'>&gt;</b></a>";
+    let document = Document::parse(document, &Limits::default()).unwrap();
+    let root = document.root();
+    assert_eq!(root.text(), "x&yz\n2");
+    assert_eq!(root.children().map(|b| b.text()).collect::<Vec<_>>(), ["1", ">"]);
+    assert_eq!(root.children().last().and_then(|b| b.attr("c")), Some("A "));
 }
 
 fn text() -> impl Strategy<Value = String> {
@@ -455,6 +493,16 @@ fn check_rewrite(bytes: &[u8]) -> Result<(), TestCaseError> {
     if let Ok(tree) = Element::parse(bytes, &Limits::default()) {
         let document = tree.to_document();
         prop_assert_eq!(Element::parse(document.as_bytes(), &Limits::default()), Ok(tree));
+        // An element that stands by itself means the same alone.
+        let read = Document::parse(bytes, &Limits::default()).unwrap();
+        let mut pending = vec![read.root()];
+        while let Some(element) = pending.pop() {
+            if let Some(source) = element.source() {
+                let alone = Element::parse(source.as_bytes(), &Limits::default());
+                prop_assert_eq!(alone, Ok(element.to_element(&Names::RELAY)));
+            }
+            pending.extend(element.children());
+        }
     }
     Ok(())
 }

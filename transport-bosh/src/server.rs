@@ -40,7 +40,7 @@ use foldhash::quality::RandomState;
 use relay_core::{
     auth::Authenticator,
     transport::{Incoming, Listener, TransportInfo},
-    xml::{Element, Limits},
+    xml::Limits,
 };
 use tokio::{runtime::Handle, sync::mpsc};
 
@@ -62,7 +62,7 @@ use crate::{
     },
     wire::{
         TerminalCondition,
-        body::{self, RequestBody},
+        body::{self, Payload, RequestBody},
     },
 };
 
@@ -160,7 +160,7 @@ impl ConnectionManager {
     }
 }
 
-fn to_request(body: RequestBody, cost: usize) -> Request<Element> {
+fn to_request(body: RequestBody, cost: usize) -> Request<Payload> {
     let mut request = Request::new(body.rid, body.payloads);
     request.cost = cost;
     request.ack = body.ack;

@@ -183,7 +183,8 @@ impl Handle {
             }
         }
         let Some(inner) = self.relay.upgrade() else { return false };
-        !inner.with_slot(self.slot, |shard, _| shard.pumped(self.key))
+        // Nothing follows from it: no effect to run, no clock to set.
+        !inner.lock(self.slot).pumped(self.key)
     }
 
     fn broke(&self, error: &TransportError) {

@@ -29,6 +29,12 @@ pub(super) fn needs_normalising(value: &str) -> bool {
     any(value.as_bytes(), |byte| matches!(byte, b'&' | b'<' | b'\t' | b'\n' | b'\r'))
 }
 
+/// Whether `text` can be written as it is, in text and between single quotes.
+pub(super) fn is_plain(text: &str) -> bool {
+    // U+FFFE and U+FFFF begin with EF.
+    !any(text.as_bytes(), |byte| byte < 0x20 || matches!(byte, b'&' | b'<' | b'>' | b'\'' | 0xef))
+}
+
 /// Whether `text` is white space alone (§2.3).
 pub(super) fn is_blank(text: &str) -> bool {
     text.bytes().all(|b| matches!(b, b' ' | b'\t' | b'\n' | b'\r'))

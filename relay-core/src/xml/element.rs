@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{Limits, Names, Namespace, XmlError, ns, parse, write};
+use super::{Document, Limits, Names, Namespace, XmlError, chars, ns, write};
 
 /// An element: a name in a namespace, attributes, children.
 ///
@@ -63,7 +63,25 @@ impl Element {
     /// # Errors
     /// As [`parse`](Self::parse).
     pub fn parse_with(document: &[u8], limits: &Limits, names: &Names) -> Result<Self, XmlError> {
-        parse::parse(document, limits, names)
+        Ok(Document::parse(document, limits)?.root().to_element(names))
+    }
+
+    /// An element with nothing in it, as it was read: names that are known need no copies.
+    pub(super) fn read<'n>(
+        namespace: &str,
+        name: &str,
+        attributes: impl ExactSizeIterator<Item = (&'n str, &'n str, &'n str)>,
+        names: &Names,
+    ) -> Self {
+        let known = |name: &str| names.word(name).map_or_else(|| name.to_owned().into(), Cow::Borrowed);
+        let mut element = Self::new(names.namespace(namespace), known(name));
+        element.attributes.reserve_exact(attributes.len());
+        element.attributes.extend(attributes.map(|(namespace, name, value)| Attribute {
+            namespace: names.namespace(namespace),
+            name: known(name),
+            value: value.to_owned(),
+        }));
+        element
     }
 
     /// Appends the element to `out`, on one line, where `default` is the default namespace in force (empty at the start
@@ -158,7 +176,7 @@ impl Element {
 
     /// Whether text other than white space stands directly in it.
     pub fn has_text(&self) -> bool {
-        self.children.iter().any(|node| matches!(node, Node::Text(text) if !super::chars::is_blank(text)))
+        self.children.iter().any(|node| matches!(node, Node::Text(text) if !chars::is_blank(text)))
     }
 
     /// Sets the attribute `name`.
@@ -237,25 +255,6 @@ impl Element {
             Some(Node::Text(last)) => last.push_str(&text),
             _ if text.is_empty() => {}
             _ => self.children.push(Node::Text(text)),
-        }
-    }
-
-    /// Puts the element, and everything below it down to the first element of another namespace, from namespace `from`
-    /// into namespace `to`.
-    ///
-    /// For peers that leave a namespace out, so that what they send inherits the one around it.
-    pub fn rename_namespace(&mut self, from: &str, to: impl Into<Namespace>) {
-        let to = to.into();
-        let mut pending = vec![self];
-        while let Some(element) = pending.pop() {
-            if element.namespace != *from {
-                continue;
-            }
-            element.namespace = to.clone();
-            pending.extend(element.children.iter_mut().filter_map(|node| match node {
-                Node::Element(element) => Some(element),
-                Node::Text(_) => None,
-            }));
         }
     }
 

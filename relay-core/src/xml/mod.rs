@@ -1,8 +1,8 @@
 //! XML as XMPP restricts it: one element tree, bounded, namespace-aware, nothing expanded.
 //!
 //! ```text
-//! bytes ── Element::parse (Limits) ──▶ Element ── vocabulary::decode ──▶ Envelope
-//! bytes ◀───── Element::write_to ───── Element ◀── vocabulary::encode ── Envelope
+//! bytes ── Document::parse (Limits) ──▶ ElementRef ──▶ Element ── vocabulary::decode ──▶ Envelope
+//! bytes ◀───────────────────────────────────────────────────────── vocabulary::write ─── Envelope
 //! ```
 //!
 //! The parser takes UTF-8 and refuses, at the first one it meets, document types, processing instructions, comments
@@ -13,6 +13,7 @@
 //! [`vocabulary`] is the form of an [`Envelope`](crate::envelope::Envelope) on the wire.
 
 mod chars;
+mod document;
 mod element;
 mod error;
 mod names;
@@ -22,6 +23,7 @@ pub mod vocabulary;
 mod write;
 
 pub use self::{
+    document::{Document, ElementRef},
     element::{Attribute, Element, Node},
     error::{XmlError, XmlRule},
     names::Names,
@@ -33,6 +35,11 @@ pub use self::{
 /// U+FFFD. For start tags that are written as text, where a tree would cost an allocation an attribute.
 pub fn push_attribute(out: &mut String, name: &str, value: &str) {
     write::push_attribute(out, name, value);
+}
+
+/// Appends ` name='value'` to `out`, where the value is a name, a number or the like: nothing in it is to be escaped.
+pub fn push_plain_attribute(out: &mut String, name: &str, value: &str) {
+    write::push_plain_attribute(out, name, value);
 }
 
 /// Whether `name` is a name without colons (XML Namespaces §3).

@@ -1,6 +1,4 @@
-//! From bytes to a tree.
-
-use std::borrow::Cow;
+//! From bytes to a document.
 
 use memchr::memchr;
 use quick_xml::{
@@ -9,8 +7,9 @@ use quick_xml::{
 };
 
 use super::{
-    Attribute, Element, Names, Namespace, Node, XmlError, XmlRule,
+    XmlError, XmlRule,
     chars::{self, Reference},
+    document::{Attribute, Document, ElementNode, Node, Span},
     ns,
 };
 
@@ -57,9 +56,13 @@ impl Limits {
     }
 }
 
-pub(super) fn parse(document: &[u8], limits: &Limits, names: &Names) -> Result<Element, XmlError> {
-    if document.len() > limits.bytes {
-        return Err(XmlError { rule: XmlRule::Bytes(limits.bytes), offset: limits.bytes });
+/// No place in a document is beyond what 32 bits can say, with room for what is put behind it.
+const LARGEST: usize = u32::MAX as usize / 4;
+
+pub(super) fn parse(document: &[u8], limits: &Limits) -> Result<Document, XmlError> {
+    let most = limits.bytes.min(LARGEST);
+    if document.len() > most {
+        return Err(XmlError { rule: XmlRule::Bytes(most), offset: most });
     }
     let text = std::str::from_utf8(document)
         .map_err(|error| XmlError { rule: XmlRule::Encoding, offset: error.valid_up_to() })?;
@@ -70,15 +73,19 @@ pub(super) fn parse(document: &[u8], limits: &Limits, names: &Names) -> Result<E
     let skipped = text.len() - stripped.len();
     let parser = Parser {
         limits,
-        names,
+        source: stripped,
+        document: Document {
+            text: stripped.to_owned(),
+            nodes: Vec::with_capacity(8),
+            attributes: Vec::with_capacity(8),
+        },
         elements: 0,
         open: Vec::with_capacity(4),
         bindings: Vec::with_capacity(4),
-        attributes: Vec::with_capacity(8),
-        name_keys: Vec::with_capacity(8),
-        root: None,
+        names: Vec::with_capacity(8),
+        after_text: false,
     };
-    parser.run(stripped).map_err(|(rule, offset)| XmlError { rule, offset: offset + skipped })
+    parser.run().map_err(|(rule, offset)| XmlError { rule, offset: offset + skipped })
 }
 
 /// A prefix in force; the empty prefix is the default namespace.
@@ -86,53 +93,61 @@ struct Binding<'i> {
     prefix: &'i str,
     /// [`key`] of the prefix.
     key: u64,
-    namespace: Namespace,
+    namespace: Span,
 }
 
 struct Open {
-    element: Element,
+    node: usize,
+    start: usize,
     /// How many bindings were in force outside it.
     outer_bindings: usize,
+    /// The outermost binding that it, or anything in it, makes use of.
+    reach: usize,
 }
 
 struct Parser<'l, 'i> {
     limits: &'l Limits,
-    names: &'l Names,
+    source: &'i str,
+    document: Document,
     elements: usize,
     open: Vec<Open>,
     bindings: Vec<Binding<'i>>,
-    /// Names and values of the tag at hand, as written; empty between tags.
-    attributes: Vec<(&'i str, &'i str)>,
-    /// [`key`] of each attribute's local name in the tag at hand.
-    name_keys: Vec<u64>,
-    root: Option<Element>,
+    /// [`key`] of the local name, and prefix, of each attribute of the tag at hand.
+    names: Vec<(u64, &'i str)>,
+    /// Whether the last node is text that may go on.
+    after_text: bool,
 }
 
 impl<'i> Parser<'_, 'i> {
-    fn run(mut self, text: &'i str) -> Result<Element, (XmlRule, usize)> {
+    fn run(mut self) -> Result<Document, (XmlRule, usize)> {
+        let text = self.source;
         let mut reader = Reader::from_str(text);
         loop {
             let offset = position(reader.buffer_position(), text);
             let event = reader
                 .read_event()
                 .map_err(|_| (malformed(text, offset), position(reader.error_position(), text)))?;
+            let after = position(reader.buffer_position(), text);
             let at = |rule| (rule, offset);
             match event {
-                Event::Start(tag) => self.start(tag_text(text, offset, &tag), &tag).map_err(at)?,
+                Event::Start(tag) => self.start(offset, &tag).map_err(at)?,
                 Event::Empty(tag) => {
-                    self.start(tag_text(text, offset, &tag), &tag).map_err(at)?;
-                    self.end();
+                    self.start(offset, &tag).map_err(at)?;
+                    self.end(after);
                 }
-                Event::End(_) => self.end(),
-                Event::Text(piece) => self.text(&piece).map_err(at)?,
+                Event::End(_) => self.end(after),
+                Event::Text(piece) => {
+                    let place = Span::new(offset, offset + piece.len());
+                    self.text(&piece, Some(place)).map_err(at)?;
+                }
                 Event::CData(piece) if self.open.is_empty() => {
                     let _ = piece;
                     return Err(at(XmlRule::TextOutsideRoot));
                 }
-                Event::CData(piece) => self.text(&piece).map_err(at)?,
+                Event::CData(piece) => self.text(&piece, None).map_err(at)?,
                 Event::GeneralRef(name) => match chars::resolve(&name) {
                     _ if self.open.is_empty() => return Err(at(XmlRule::TextOutsideRoot)),
-                    Reference::Char(c) => self.append(c.encode_utf8(&mut [0; 4])),
+                    Reference::Char(c) => self.append(c.encode_utf8(&mut [0; 4]), None),
                     Reference::NotXml => return Err(at(XmlRule::Character)),
                     Reference::Entity => return Err(at(XmlRule::EntityReference)),
                 },
@@ -140,14 +155,22 @@ impl<'i> Parser<'_, 'i> {
                 Event::Decl(_) | Event::PI(_) => return Err(at(XmlRule::ProcessingInstruction)),
                 Event::Comment(_) => return Err(at(XmlRule::Comment)),
                 Event::DocType(_) => return Err(at(XmlRule::DocumentType)),
-                Event::Eof if self.open.is_empty() => return self.root.ok_or((XmlRule::Unfinished, offset)),
+                Event::Eof if self.open.is_empty() && !self.document.nodes.is_empty() => {
+                    return Ok(self.document);
+                }
                 Event::Eof => return Err(at(XmlRule::Unfinished)),
             }
         }
     }
 
-    fn start(&mut self, raw: &'i str, tag: &BytesStart<'_>) -> Result<(), XmlRule> {
-        if self.root.is_some() {
+    /// Where `part` of the source is.
+    fn place(&self, part: &'i str) -> Span {
+        let start = part.as_ptr().addr() - self.source.as_ptr().addr();
+        Span::new(start, start + part.len())
+    }
+
+    fn start(&mut self, offset: usize, tag: &BytesStart<'_>) -> Result<(), XmlRule> {
+        if self.open.is_empty() && !self.document.nodes.is_empty() {
             return Err(XmlRule::SecondRoot);
         }
         if self.open.len() >= self.limits.depth {
@@ -158,50 +181,72 @@ impl<'i> Parser<'_, 'i> {
             return Err(XmlRule::Elements(self.limits.elements));
         }
         let outer_bindings = self.bindings.len();
-        let name_length = tag.name().as_ref().len();
-        let (tag_name, rest) = raw.split_at_checked(name_length).ok_or(XmlRule::Malformed)?;
-        let mut attributes = std::mem::take(&mut self.attributes);
+        let first = self.document.attributes.len();
+        // Borrowed from the source, not from the event, so that prefixes need no copies.
+        let raw = self.source.get(offset + 1..offset + 1 + tag.len()).ok_or(XmlRule::Malformed)?;
+        let (tag_name, rest) = raw.split_at_checked(tag.name().as_ref().len()).ok_or(XmlRule::Malformed)?;
+        self.names.clear();
+        let plain = !chars::needs_normalising(rest);
         let mut rest = AttributeText(rest);
         while let Some((name, value)) = rest.next_attribute()? {
             if value.len() > self.limits.attribute_bytes || name.len() > self.limits.attribute_bytes {
                 return Err(XmlRule::AttributeBytes(self.limits.attribute_bytes));
             }
             if let Some(prefix) = declared_prefix(name) {
-                self.declare(prefix, value, outer_bindings)?;
-            } else if attributes.len() == self.limits.attributes {
+                self.declare(prefix, value, plain, outer_bindings)?;
+            } else if self.names.len() == self.limits.attributes {
                 return Err(XmlRule::Attributes(self.limits.attributes));
             } else {
-                attributes.push((name, value));
+                let (prefix, local) = split_name(name, self.limits)?;
+                let value = self.value(value, plain)?;
+                self.names.push((key(local), prefix));
+                // An attribute without a prefix is in no namespace, whatever the default is.
+                let attribute = Attribute { namespace: Span::default(), name: self.place(local), value };
+                self.document.attributes.push(attribute);
             }
         }
+        let mut reach = usize::MAX;
+        self.resolve_attributes(first, &mut reach)?;
         let (prefix, local) = split_name(tag_name, self.limits)?;
-        let namespace = self.resolve(prefix)?;
-        let mut element = Element::new(namespace, self.owned_name(local));
-        element.attributes.reserve_exact(attributes.len());
-        self.name_keys.clear();
-        for (name, value) in attributes.drain(..) {
-            let (prefix, local) = split_name(name, self.limits)?;
-            // An attribute without a prefix is in no namespace, whatever the default is.
-            let namespace = if prefix.is_empty() { Namespace::NONE } else { self.resolve(prefix)? };
-            let key = key(local);
-            if self.name_keys.contains(&key)
-                && element.attributes.iter().any(|a| a.name == local && a.namespace == namespace)
-            {
-                return Err(XmlRule::DuplicateAttribute);
-            }
-            self.name_keys.push(key);
-            element.attributes.push(Attribute {
-                namespace,
-                name: self.owned_name(local),
-                value: attribute_value(value)?,
-            });
-        }
-        self.attributes = attributes;
-        self.open.push(Open { element, outer_bindings });
+        let element = ElementNode {
+            namespace: self.resolve(prefix, &mut reach)?,
+            name: self.place(local),
+            attributes: (first as u32, self.document.attributes.len() as u32),
+            end: 0,
+            source: None,
+        };
+        self.open.push(Open { node: self.document.nodes.len(), start: offset, outer_bindings, reach });
+        self.document.nodes.push(Node::Element(element));
+        self.after_text = false;
         Ok(())
     }
 
-    fn declare(&mut self, prefix: &'i str, value: &str, outer_bindings: usize) -> Result<(), XmlRule> {
+    /// Finds the namespaces of a tag's attributes, now that all its declarations are known; none may be there twice.
+    fn resolve_attributes(&mut self, first: usize, reach: &mut usize) -> Result<(), XmlRule> {
+        for i in 0..self.names.len() {
+            let (key, prefix) = self.names[i];
+            if !prefix.is_empty() {
+                self.document.attributes[first + i].namespace = self.resolve(prefix, reach)?;
+            }
+            if self.names[..i].iter().any(|(other, _)| *other == key) {
+                let Document { text, attributes, .. } = &self.document;
+                let full = |it: &Attribute| (it.name.of(text), it.namespace.of(text));
+                let name = full(&attributes[first + i]);
+                if attributes[first..first + i].iter().any(|other| full(other) == name) {
+                    return Err(XmlRule::DuplicateAttribute);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn declare(
+        &mut self,
+        prefix: &'i str,
+        value: &'i str,
+        plain: bool,
+        outer_bindings: usize,
+    ) -> Result<(), XmlRule> {
         if self.bindings.len() - outer_bindings == self.limits.declarations {
             return Err(XmlRule::Declarations(self.limits.declarations));
         }
@@ -211,11 +256,8 @@ impl<'i> Parser<'_, 'i> {
         if self.bindings[outer_bindings..].iter().any(|binding| binding.prefix == prefix) {
             return Err(XmlRule::DuplicateAttribute);
         }
-        let namespace = if chars::needs_normalising(value) {
-            self.names.namespace(&attribute_value(value)?)
-        } else {
-            self.names.namespace(value)
-        };
+        let place = self.value(value, plain)?;
+        let namespace = place.of(&self.document.text);
         // XML Namespaces §3: `xml` is bound to its own name and nothing else is; only the default can be undone.
         let allowed = match prefix {
             "" => namespace != ns::XML && namespace != "http://www.w3.org/2000/xmlns/",
@@ -231,55 +273,81 @@ impl<'i> Parser<'_, 'i> {
         if !allowed {
             return Err(XmlRule::Declaration);
         }
-        self.bindings.push(Binding { prefix, key: key(prefix), namespace });
+        self.bindings.push(Binding { prefix, key: key(prefix), namespace: place });
         Ok(())
     }
 
-    fn resolve(&self, prefix: &str) -> Result<Namespace, XmlRule> {
+    /// The namespace of `prefix`. Moves `reach` out to the binding that says so.
+    fn resolve(&mut self, prefix: &str, reach: &mut usize) -> Result<Span, XmlRule> {
         let wanted = key(prefix);
-        let mut bindings = self.bindings.iter().rev();
-        if let Some(binding) = bindings.find(|binding| binding.key == wanted && binding.prefix == prefix) {
-            return Ok(binding.namespace.clone());
+        let is_it = |binding: &Binding<'_>| binding.key == wanted && binding.prefix == prefix;
+        if let Some(at) = self.bindings.iter().rposition(is_it) {
+            *reach = at.min(*reach);
+            return Ok(self.bindings[at].namespace);
         }
         match prefix {
-            "" => Ok(Namespace::NONE),
-            "xml" => Ok(Namespace::from(ns::XML)),
+            "" => Ok(Span::default()),
+            "xml" => Ok(Span::append(&mut self.document.text, ns::XML)),
             _ => Err(XmlRule::UndeclaredPrefix),
         }
     }
 
-    fn owned_name(&self, name: &str) -> Cow<'static, str> {
-        self.names.word(name).map_or_else(|| Cow::Owned(name.to_owned()), Cow::Borrowed)
-    }
-
-    fn end(&mut self) {
-        let Some(Open { element, outer_bindings }) = self.open.pop() else { return };
+    fn end(&mut self, after: usize) {
+        let Some(Open { node, start, outer_bindings, reach }) = self.open.pop() else { return };
         self.bindings.truncate(outer_bindings);
-        match self.open.last_mut() {
-            Some(parent) => parent.element.children.push(Node::Element(element)),
-            None => self.root = Some(element),
+        self.after_text = false;
+        let end = self.document.nodes.len() as u32;
+        if let Some(Node::Element(element)) = self.document.nodes.get_mut(node) {
+            element.end = end;
+            element.source = (reach >= outer_bindings).then(|| Span::new(start, after));
+        }
+        if let Some(parent) = self.open.last_mut() {
+            parent.reach = parent.reach.min(reach);
         }
     }
 
-    fn text(&mut self, piece: &str) -> Result<(), XmlRule> {
+    /// Takes `piece` in, which stands as it is at `place`, if anywhere.
+    fn text(&mut self, piece: &str, place: Option<Span>) -> Result<(), XmlRule> {
         if self.open.is_empty() {
             return if chars::is_blank(piece) { Ok(()) } else { Err(XmlRule::TextOutsideRoot) };
         }
         // XML 1.0 §2.11: line ends are LF.
         if piece.contains('\r') {
-            self.append(&piece.replace("\r\n", "\n").replace('\r', "\n"));
+            self.append(&piece.replace("\r\n", "\n").replace('\r', "\n"), None);
         } else {
-            self.append(piece);
+            self.append(piece, place);
         }
         Ok(())
     }
 
-    fn append(&mut self, piece: &str) {
-        let Some(Open { element, .. }) = self.open.last_mut() else { return };
-        match element.children.last_mut() {
-            Some(Node::Text(text)) => text.push_str(piece),
+    fn append(&mut self, piece: &str, place: Option<Span>) {
+        let Document { text, nodes, .. } = &mut self.document;
+        match nodes.last_mut() {
+            Some(Node::Text(last)) if self.after_text => {
+                if last.end as usize != text.len() {
+                    let start = text.len();
+                    text.extend_from_within(last.start as usize..last.end as usize);
+                    *last = Span::new(start, text.len());
+                }
+                text.push_str(piece);
+                last.end = text.len() as u32;
+            }
             _ if piece.is_empty() => {}
-            _ => element.children.push(Node::Text(piece.to_owned())),
+            _ => {
+                let place = place.unwrap_or_else(|| Span::append(text, piece));
+                nodes.push(Node::Text(place));
+                self.after_text = true;
+            }
+        }
+    }
+
+    /// XML 1.0 §3.3.3: the value of an attribute, references resolved, white space made blanks. `plain`: it is known to
+    /// have neither.
+    fn value(&mut self, raw: &'i str, plain: bool) -> Result<Span, XmlRule> {
+        if plain || !chars::needs_normalising(raw) {
+            Ok(self.place(raw))
+        } else {
+            Ok(Span::append(&mut self.document.text, &normalised(raw)?))
         }
     }
 }
@@ -312,12 +380,6 @@ fn malformed(text: &str, offset: usize) -> XmlRule {
     } else {
         XmlRule::Malformed
     }
-}
-
-/// What stands between `<` and `>` (or `/>`) of the tag that starts at `offset`: borrowed from the document, so that
-/// prefixes need no copies.
-fn tag_text<'i>(text: &'i str, offset: usize, tag: &BytesStart<'_>) -> &'i str {
-    text.get(offset + 1..offset + 1 + tag.len()).unwrap_or("")
 }
 
 /// XML 1.0 §2.8: version first; an encoding, if named, must be the one that we read.
@@ -373,7 +435,9 @@ impl<'i> AttributeText<'i> {
         if trimmed.len() == self.0.len() {
             return Err(XmlRule::Attribute);
         }
-        let (name, rest) = split_at_byte(trimmed, b'=').ok_or(XmlRule::Attribute)?;
+        // Names are so short that a search by the word costs more.
+        let equals = trimmed.bytes().position(|byte| byte == b'=').ok_or(XmlRule::Attribute)?;
+        let (name, rest) = (&trimmed[..equals], &trimmed[equals + 1..]);
         let rest = trim_start(rest);
         let quote =
             *rest.as_bytes().first().filter(|b| matches!(b, b'\'' | b'"')).ok_or(XmlRule::Attribute)?;
@@ -399,11 +463,8 @@ fn split_at_byte(text: &str, byte: u8) -> Option<(&str, &str)> {
     Some((&text[..at], &text[at + 1..]))
 }
 
-/// XML 1.0 §3.3.3: references resolved, white space made blanks.
-fn attribute_value(raw: &str) -> Result<String, XmlRule> {
-    if !chars::needs_normalising(raw) {
-        return Ok(raw.to_owned());
-    }
+/// An attribute's value with references resolved and white space made blanks.
+fn normalised(raw: &str) -> Result<String, XmlRule> {
     let special = |b: u8| matches!(b, b'&' | b'<' | b'\t' | b'\n' | b'\r');
     let mut value = String::with_capacity(raw.len());
     let mut rest = raw;

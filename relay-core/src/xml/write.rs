@@ -124,6 +124,17 @@ fn push_value(out: &mut String, value: &str) {
     out.push('\'');
 }
 
+/// Appends ` name='value'` where nothing in the value needs to be escaped, as in a name or a number.
+pub(super) fn push_plain_attribute(out: &mut String, name: &str, value: &str) {
+    debug_assert!(chars::is_plain(value), "{value:?}");
+    out.reserve(name.len() + value.len() + 4);
+    out.push(' ');
+    out.push_str(name);
+    out.push_str("='");
+    out.push_str(value);
+    out.push('\'');
+}
+
 /// Appends text between tags.
 pub(super) fn push_text(out: &mut String, text: &str) {
     escape(text, out, false);
@@ -146,17 +157,9 @@ const SPECIAL: [bool; 256] = {
     table
 };
 
-/// Whether none of `bytes` does. Nearly always so: sixteen are looked at in one go.
-fn is_plain(bytes: &[u8]) -> bool {
-    let special = |b: u8| (b < 0x20) | matches!(b, b'&' | b'<' | b'>' | b'\'' | 0xef);
-    let (chunks, rest) = bytes.as_chunks::<16>();
-    chunks.iter().all(|chunk| !chunk.iter().fold(false, |found, byte| found | special(*byte)))
-        && !rest.iter().any(|byte| SPECIAL[usize::from(*byte)])
-}
-
 /// Appends `text` so that it reads as itself in text or, if `attribute`, between single quotes.
 fn escape(text: &str, out: &mut String, attribute: bool) {
-    if is_plain(text.as_bytes()) {
+    if chars::is_plain(text) {
         return out.push_str(text);
     }
     let mut rest = text;

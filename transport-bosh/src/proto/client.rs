@@ -478,7 +478,7 @@ impl ClientMachine {
             }
             let report = wrapper.report();
             let before = self.outputs.len();
-            self.outputs.extend(wrapper.payloads().map(Output::Payload));
+            self.outputs.extend(wrapper.payloads().into_iter().map(Output::Payload));
             let empty = self.outputs.len() == before;
             self.stats.empty_answers += u64::from(empty);
             self.pace(kind, empty, first_posted);
@@ -524,7 +524,7 @@ impl ClientMachine {
         if end == End::Goodbye {
             self.confirm(i);
         }
-        self.outputs.extend(wrapper.payloads().map(Output::Payload));
+        self.outputs.extend(wrapper.payloads().into_iter().map(Output::Payload));
         self.end(if closing { End::Closed } else { end });
     }
 

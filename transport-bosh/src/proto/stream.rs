@@ -19,7 +19,7 @@ use relay_core::{
     auth::{ScramHash, ScramVerifier, Secret},
     envelope::Envelope,
     ids::{DeviceId, SessionId},
-    xml::{Element, vocabulary},
+    xml::{Element, ElementRef, vocabulary},
 };
 
 use self::sasl::Step;
@@ -138,9 +138,9 @@ enum State {
     /// Restarted; no address yet.
     Unbound(DeviceId, Box<Proof>),
     /// The owner decides.
-    Binding { device: DeviceId, proof: Box<Proof>, id: Option<Box<str>>, jid: Box<str> },
+    Binding { device: DeviceId, proof: Box<Proof>, id: Option<Box<str>>, jid: Arc<str> },
     /// A device that may speak.
-    Bound { device: DeviceId, jid: Box<str> },
+    Bound { device: DeviceId, jid: Arc<str> },
     /// Ended.
     Over,
 }
@@ -216,13 +216,13 @@ impl XmppStream {
     }
 
     /// An element from the client.
-    pub fn element(&mut self, element: &Element, now: Instant) {
+    pub fn element(&mut self, element: ElementRef<'_>, now: Instant) {
         if element.attr("id").is_some_and(|id| id.len() > MAX_STANZA_ID) {
             return self.fail(StreamError::PolicyViolation);
         }
         match &self.state {
             State::Over => {}
-            State::Mechanisms(_) if *element.namespace() == ns::SASL => self.sasl(element),
+            State::Mechanisms(_) if element.namespace() == ns::SASL => self.sasl(element),
             // RFC 6120 §7.1, XEP-0206 §5: nothing but log-in, restart and bind, in this order.
             State::Mechanisms(_) | State::Succeeded(..) | State::Binding { .. } => {
                 self.fail(StreamError::NotAuthorized);
@@ -307,7 +307,7 @@ impl XmppStream {
         }
     }
 
-    fn bind(&mut self, device: DeviceId, proof: Box<Proof>, iq: &Element) {
+    fn bind(&mut self, device: DeviceId, proof: Box<Proof>, iq: ElementRef<'_>) {
         let bind = iq.child(ns::BIND, "bind");
         let Some(bind) = bind.filter(|_| iq.is(ns::CLIENT, "iq") && iq.attr("type") == Some("set")) else {
             return self.fail(StreamError::NotAuthorized);
@@ -324,14 +324,14 @@ impl XmppStream {
         self.state = State::Binding { device, proof, id, jid };
     }
 
-    fn stanza(&mut self, stanza: &Element, device: &DeviceId, jid: &str, now: Instant) {
+    fn stanza(&mut self, stanza: ElementRef<'_>, device: &DeviceId, jid: &str, now: Instant) {
         let name = match stanza.name() {
             "iq" => "iq",
             "message" => "message",
             "presence" => "presence",
             _ => return self.fail(StreamError::UnsupportedStanzaType),
         };
-        if *stanza.namespace() != ns::CLIENT {
+        if stanza.namespace() != ns::CLIENT {
             return self.fail(StreamError::UnsupportedStanzaType);
         }
         // RFC 6120 §8.1.2.1: a client speaks for itself alone.
@@ -356,7 +356,7 @@ impl XmppStream {
         }
     }
 
-    fn asked(&mut self, iq: &Element, jid: &str, to_us: bool) {
+    fn asked(&mut self, iq: ElementRef<'_>, jid: &str, to_us: bool) {
         let mut payloads = iq.children();
         let (Some(payload), None) = (payloads.next(), payloads.next()) else {
             return self.refuse("iq", iq, jid, StanzaError::BadRequest);
@@ -367,10 +367,12 @@ impl XmppStream {
         if payload.is(ns::PING, "ping") {
             let piece = Addresses { domain: &self.domain, jid }.result(iq.attr("id"));
             self.send(piece);
-        } else if *payload.namespace() == ns::BIND {
+        } else if payload.namespace() == ns::BIND {
             self.refuse("iq", iq, jid, StanzaError::NotAllowed);
-        } else if *payload.namespace() == ns::RELAY {
-            match vocabulary::decode_resume(payload).filter(|_| iq.attr("type") == Some("set")) {
+        } else if payload.namespace() == ns::RELAY {
+            match vocabulary::decode_resume(&payload.to_element(&ns::NAMES))
+                .filter(|_| iq.attr("type") == Some("set"))
+            {
                 Some(Ok(session)) => {
                     let id = iq.attr("id").map(Into::into);
                     self.outputs.push_back(StreamOutput::Resume { id, session });
@@ -382,7 +384,7 @@ impl XmppStream {
         }
     }
 
-    fn answered(&mut self, iq: &Element, device: &DeviceId, to_us: bool, now: Instant) {
+    fn answered(&mut self, iq: ElementRef<'_>, device: &DeviceId, to_us: bool, now: Instant) {
         if self.ping.is_some_and(|ping| iq.attr("id") == Some(&*ping_id(ping))) {
             self.ping = None;
         } else if to_us && let Some(envelope) = stanza::answer(iq, device, now) {
@@ -392,7 +394,7 @@ impl XmppStream {
         }
     }
 
-    fn refuse(&mut self, name: &'static str, stanza: &Element, jid: &str, error: StanzaError) {
+    fn refuse(&mut self, name: &'static str, stanza: ElementRef<'_>, jid: &str, error: StanzaError) {
         let piece = Addresses { domain: &self.domain, jid }.error(name, stanza.attr("id"), error);
         self.send(piece);
     }

@@ -17,10 +17,7 @@ use std::{
     time::Instant,
 };
 
-use relay_core::{
-    auth::{AuthError, Principal, ScramVerifier},
-    xml::Element,
-};
+use relay_core::auth::{AuthError, Principal, ScramVerifier};
 
 use self::state::State;
 use super::{Inner, http::Reply, pending::Place, sids::Sid};
@@ -30,7 +27,7 @@ use crate::{
         rid::Rid,
         stream::{StreamError, XmppStream},
     },
-    wire::TerminalCondition,
+    wire::{TerminalCondition, body::Payload},
 };
 
 /// Bytes of early requests that a session may keep waiting before it has bound.
@@ -62,7 +59,7 @@ pub(super) struct Beginning {
     pub(super) secure: bool,
     pub(super) content: Option<Box<str>>,
     pub(super) place: Place,
-    pub(super) machine: manager::Manager<Element>,
+    pub(super) machine: manager::Manager<Payload>,
     pub(super) stream: XmppStream,
     /// When it must be bound.
     pub(super) deadline: Instant,
@@ -83,17 +80,17 @@ impl Session {
     /// Drains what there is to drain.
     pub(super) fn kick(self: &Arc<Self>) {
         let guard = self.lock();
-        self.drain(guard);
+        self.drain(guard, now());
     }
 
     /// Takes a request in; its exchange.
-    pub(super) fn request(self: &Arc<Self>, request: Request<Element>) -> ExchangeId {
+    pub(super) fn request(self: &Arc<Self>, request: Request<Payload>) -> ExchangeId {
         let now = now();
         let mut state = self.lock();
         let exchange = state.open_exchange();
         state.heard = now;
         state.machine.request(request, exchange, now);
-        self.drain(state);
+        self.drain(state, now);
         exchange
     }
 
@@ -102,7 +99,7 @@ impl Session {
         let mut state = self.lock();
         let exchange = state.open_exchange();
         state.machine.misbehaved(TerminalCondition::BadRequest, rid, exchange);
-        self.drain(state);
+        self.drain(state, now());
         exchange
     }
 
@@ -126,8 +123,9 @@ impl Session {
     pub(super) fn exchange_gone(self: &Arc<Self>, exchange: ExchangeId) {
         let mut state = self.lock();
         if state.close_exchange(exchange) {
-            state.machine.gone(exchange, now());
-            self.drain(state);
+            let now = now();
+            state.machine.gone(exchange, now);
+            self.drain(state, now);
         }
     }
 
@@ -153,34 +151,34 @@ impl Session {
         {
             state.stream.ping();
         }
-        self.drain(state);
+        self.drain(state, now);
     }
 
     /// Ends a session that nobody is to miss: another needs its place, or the manager goes.
     pub(super) fn end(self: &Arc<Self>, condition: TerminalCondition) {
         let mut state = self.lock();
         state.machine.end(condition, &[]);
-        self.drain(state);
+        self.drain(state, now());
     }
 
     pub(super) fn verified(self: &Arc<Self>, serial: u64, verifier: Result<ScramVerifier, AuthError>) {
         let nonce = relay_core::random::base32::<15>();
         let mut state = self.lock();
         state.stream.verified(serial, verifier, &nonce);
-        self.drain(state);
+        self.drain(state, now());
     }
 
     pub(super) fn authenticated(self: &Arc<Self>, serial: u64, principal: Result<Principal, AuthError>) {
         let mut state = self.lock();
         state.stream.authenticated(serial, principal);
-        self.drain(state);
+        self.drain(state, now());
     }
 
     /// The owner took the session or did not.
     fn bound(self: &Arc<Self>, agreed: bool) {
         let mut state = self.lock();
         state.stream.bound(agreed);
-        self.drain(state);
+        self.drain(state, now());
     }
 }
 

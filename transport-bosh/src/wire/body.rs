@@ -1,10 +1,10 @@
 //! The `<body/>` wrapper (XEP-0124 §6), as a connection manager reads and writes it.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::Arc};
 
 use bytes::Bytes;
 use memchr::memchr_iter;
-use relay_core::xml::{Element, Limits, XmlError};
+use relay_core::xml::{Document, ElementRef, Limits, XmlError};
 
 use super::{TerminalCondition, ns};
 use crate::proto::rid::{Rid, decimal};
@@ -40,8 +40,30 @@ pub struct RequestBody {
     /// The client restarts its stream.
     pub restart: bool,
     /// What it carries, in order.
-    pub payloads: Vec<Element>,
+    pub payloads: Vec<Payload>,
 }
+
+/// An element that a body carries.
+#[derive(Debug, Clone)]
+pub struct Payload {
+    body: Arc<Document>,
+    place: usize,
+}
+
+impl Payload {
+    /// The element.
+    pub fn element(&self) -> ElementRef<'_> {
+        self.body.element(self.place)
+    }
+}
+
+impl PartialEq for Payload {
+    fn eq(&self, other: &Self) -> bool {
+        self.element() == other.element()
+    }
+}
+
+impl Eq for Payload {}
 
 /// A version of XEP-0124: two integers, so that 1.11 is later than 1.6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,45 +117,58 @@ impl RequestBody {
     /// # Errors
     /// [`BodyError`]: the first rule that it breaks.
     pub fn parse(message: &[u8], limits: &Limits) -> Result<Self, BodyError> {
-        let mut element = Element::parse_with(message, limits, &ns::NAMES)?;
-        if !element.is(ns::BOSH, "body") {
+        let mut document = Document::parse(message, limits)?;
+        let root = document.root();
+        if !root.is(ns::BOSH, "body") {
             return Err(BodyError::Root);
         }
-        if element.has_text() {
+        if root.has_text() {
             return Err(BodyError::Text);
         }
-        let rid = element.attr("rid").and_then(Rid::parse).ok_or(BodyError::Attribute("rid"))?;
-        let number = |name: &'static str| {
-            element.attr(name).map(|text| decimal(text).ok_or(BodyError::Attribute(name))).transpose()
-        };
-        let text = |name: &str| element.attr(name).map(Into::into);
+        let rid = root.attr("rid").and_then(Rid::parse).ok_or(BodyError::Attribute("rid"))?;
         let mut body = Self {
             sid: None,
             rid,
-            to: text("to"),
-            ver: match element.attr("ver") {
-                Some(version) => Some(Version::parse(version).ok_or(BodyError::Attribute("ver"))?),
-                None => None,
-            },
-            wait: number("wait")?.map(clamp),
-            hold: number("hold")?.map(clamp),
-            ack: number("ack")?,
-            content: text("content"),
-            key: text("key"),
-            newkey: text("newkey"),
-            pause: number("pause")?.map(clamp),
-            // gloox of old says `terminal`.
-            terminate: matches!(element.attr("type"), Some("terminate" | "terminal")),
-            restart: matches!(element.attr_ns(ns::XBOSH, "restart"), Some("true" | "1")),
+            to: None,
+            ver: None,
+            wait: None,
+            hold: None,
+            ack: None,
+            content: None,
+            key: None,
+            newkey: None,
+            pause: None,
+            terminate: false,
+            restart: matches!(root.attr_ns(ns::XBOSH, "restart"), Some("true" | "1")),
             payloads: Vec::new(),
         };
-        // Of every request but the first: moved, not copied.
-        body.sid = element.remove_attr("sid").map(String::into_boxed_str);
-        body.payloads = element.take_children().collect();
-        for payload in &mut body.payloads {
-            // XEP-0206 §2: old peers leave the namespace out, so that stanzas, and what is in them, inherit the wrapper's.
-            payload.rename_namespace(ns::BOSH, ns::CLIENT);
+        for (name, value) in root.attributes() {
+            let number = |name: &'static str| decimal(value).ok_or(BodyError::Attribute(name));
+            match name {
+                "sid" => body.sid = Some(value.into()),
+                "to" => body.to = Some(value.into()),
+                "ver" => body.ver = Some(Version::parse(value).ok_or(BodyError::Attribute("ver"))?),
+                "wait" => body.wait = Some(clamp(number("wait")?)),
+                "hold" => body.hold = Some(clamp(number("hold")?)),
+                "ack" => body.ack = Some(number("ack")?),
+                "content" => body.content = Some(value.into()),
+                "key" => body.key = Some(value.into()),
+                "newkey" => body.newkey = Some(value.into()),
+                "pause" => body.pause = Some(clamp(number("pause")?)),
+                // gloox of old says `terminal`.
+                "type" => body.terminate = matches!(value, "terminate" | "terminal"),
+                _ => {}
+            }
         }
+        let (places, bare): (Vec<_>, Vec<_>) =
+            root.children().map(|payload| (payload.place(), payload.namespace() == ns::BOSH)).unzip();
+        for (place, _) in places.iter().zip(bare).filter(|(_, bare)| *bare) {
+            // Old peers leave the namespace out, so that stanzas, and what is in them, inherit the wrapper's.
+            document.rename_namespace(*place, ns::BOSH, ns::CLIENT);
+        }
+        let document = Arc::new(document);
+        let payload = |place| Payload { body: Arc::clone(&document), place };
+        body.payloads = places.into_iter().map(payload).collect();
         Ok(body)
     }
 
@@ -157,10 +192,9 @@ pub(crate) fn addressee(message: &[u8], limits: &Limits) -> Option<(Box<str>, Ri
     let mut alone = Vec::with_capacity(tag.len() + 2);
     alone.extend_from_slice(tag);
     alone.extend_from_slice(b"/>");
-    let element = Element::parse_with(&alone, limits, &ns::NAMES)
-        .ok()
-        .filter(|element| element.is(ns::BOSH, "body"))?;
-    Some((element.attr("sid")?.into(), Rid::parse(element.attr("rid")?)?))
+    let document = Document::parse(&alone, limits).ok()?;
+    let body = Some(document.root()).filter(|root| root.is(ns::BOSH, "body"))?;
+    Some((body.attr("sid")?.into(), Rid::parse(body.attr("rid")?)?))
 }
 
 /// What stands in the start tag of an answer beside the namespace.
@@ -227,41 +261,39 @@ pub(crate) const OVERHEAD: usize = 512;
 
 /// Writes an answer.
 pub(crate) fn answer(tag: &AnswerTag, pieces: &[Piece]) -> Bytes {
-    if tag.ack.is_none() && tag.report.is_none() && tag.kind == AnswerKind::Normal && pieces.is_empty() {
-        return Bytes::from_static(EMPTY.as_bytes());
-    }
-    let mut out = String::with_capacity(192 + pieces.iter().map(|piece| piece.xml.len()).sum::<usize>());
-    out.push_str("<body xmlns='http://jabber.org/protocol/httpbind'");
+    // Most have none.
+    let mut attributes = String::new();
     // Writing to a String cannot fail.
     if let Some(ack) = tag.ack {
-        let _ = write!(out, " ack='{ack}'");
+        let _ = write!(attributes, " ack='{ack}'");
     }
     if let Some((report, time)) = tag.report {
-        let _ = write!(out, " report='{report}' time='{time}'");
+        let _ = write!(attributes, " report='{report}' time='{time}'");
     }
     if pieces.iter().any(|piece| piece.stream) {
-        out.push_str(" xmlns:stream='http://etherx.jabber.org/streams'");
+        attributes.push_str(" xmlns:stream='http://etherx.jabber.org/streams'");
     }
     match tag.kind {
         AnswerKind::Normal => {}
-        AnswerKind::Error => out.push_str(" type='error'"),
+        AnswerKind::Error => attributes.push_str(" type='error'"),
         AnswerKind::Terminate(condition) => {
-            out.push_str(" type='terminate'");
+            attributes.push_str(" type='terminate'");
             if let Some(condition) = condition {
-                let _ = write!(out, " condition='{}'", condition.as_str());
+                let _ = write!(attributes, " condition='{}'", condition.as_str());
             }
         }
     }
-    finish(out, pieces)
+    if attributes.is_empty() && pieces.is_empty() {
+        return Bytes::from_static(EMPTY.as_bytes());
+    }
+    whole(&["<body xmlns='http://jabber.org/protocol/httpbind'", &attributes], pieces)
 }
 
 /// Writes the answer to a creation request, whose attributes are `opening`.
 pub(crate) fn creation(opening: &str, pieces: &[Piece]) -> Bytes {
-    let out = format!(
-        "<body {opening} xmlns='http://jabber.org/protocol/httpbind' xmlns:xmpp='urn:xmpp:xbosh' \
-         xmlns:stream='http://etherx.jabber.org/streams'"
-    );
-    finish(out, pieces)
+    let declarations = " xmlns='http://jabber.org/protocol/httpbind' xmlns:xmpp='urn:xmpp:xbosh' \
+                        xmlns:stream='http://etherx.jabber.org/streams'";
+    whole(&["<body ", opening, declarations], pieces)
 }
 
 /// Writes an answer outside any session: it ends with `condition`.
@@ -269,17 +301,26 @@ pub(crate) fn terminate(condition: TerminalCondition) -> Bytes {
     answer(&AnswerTag { kind: AnswerKind::Terminate(Some(condition)), ..AnswerTag::default() }, &[])
 }
 
-fn finish(mut out: String, pieces: &[Piece]) -> Bytes {
-    if pieces.is_empty() {
-        out.push_str("/>");
-    } else {
-        out.push('>');
-        for piece in pieces {
-            out.push_str(&piece.xml);
-        }
-        out.push_str("</body>");
+/// The body whose start tag is made of `tag`, but for its end. In as much memory as it takes: it is kept until the client
+/// has it.
+fn whole(tag: &[&str], pieces: &[Piece]) -> Bytes {
+    const END: &str = "</body>";
+    let inner: usize = pieces.iter().map(|piece| piece.xml.len()).sum();
+    let end = if pieces.is_empty() { "/>".len() } else { ">".len() + inner + END.len() };
+    let mut out = Vec::with_capacity(tag.iter().map(|part| part.len()).sum::<usize>() + end);
+    for part in tag {
+        out.extend_from_slice(part.as_bytes());
     }
-    Bytes::from(out.into_boxed_str().into_boxed_bytes())
+    if pieces.is_empty() {
+        out.extend_from_slice(b"/>");
+    } else {
+        out.push(b'>');
+        for piece in pieces {
+            out.extend_from_slice(piece.xml.as_bytes());
+        }
+        out.extend_from_slice(END.as_bytes());
+    }
+    out.into()
 }
 
 #[cfg(test)]

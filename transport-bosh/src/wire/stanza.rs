@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
 use relay_core::{
     envelope::Envelope,
     ids::{DeviceId, RequestId},
     request::{Body, Response, Status},
-    xml::{Element, push_attribute, vocabulary},
+    xml::{Element, ElementRef, push_attribute, push_plain_attribute, vocabulary},
 };
 
 use super::{body::Piece, ns};
@@ -21,19 +22,21 @@ pub struct Addresses<'a> {
 }
 
 impl Addresses<'_> {
-    /// The start tag of a stanza to the device. Written as text: a tree would cost an allocation for each of these
-    /// attributes, at every push.
+    /// The start tag of a stanza to the device, but for its end. Written as text: a tree would cost an allocation for
+    /// each of these attributes, at every push.
     fn start(&self, name: &str, id: Option<&str>, kind: Option<&str>) -> String {
         let mut out = String::with_capacity(STANZA);
         out.push('<');
         out.push_str(name);
-        let attributes = [("id", id), ("type", kind), ("from", Some(self.domain)), ("to", Some(self.jid))];
-        for (attribute, value) in attributes {
-            if let Some(value) = value {
-                push_attribute(&mut out, attribute, value);
-            }
+        if let Some(id) = id {
+            push_attribute(&mut out, "id", id);
         }
-        push_attribute(&mut out, "xmlns", ns::CLIENT);
+        if let Some(kind) = kind {
+            push_plain_attribute(&mut out, "type", kind);
+        }
+        push_attribute(&mut out, "from", self.domain);
+        push_attribute(&mut out, "to", self.jid);
+        push_plain_attribute(&mut out, "xmlns", ns::CLIENT);
         out
     }
 
@@ -126,7 +129,7 @@ impl StanzaError {
 
 /// Reads an iq of type `result` or `error` as the answer to the request whose ID it bears; `None` if it is none that
 /// could be one.
-pub(crate) fn answer(iq: &Element, device: &DeviceId, now: Instant) -> Option<Envelope> {
+pub(crate) fn answer(iq: ElementRef<'_>, device: &DeviceId, now: Instant) -> Option<Envelope> {
     let id = RequestId::new(iq.attr("id")?).ok()?;
     if iq.attr("type") == Some("error") {
         return Some(Envelope::Response { id, response: failure(iq), acknowledge: false });
@@ -135,14 +138,19 @@ pub(crate) fn answer(iq: &Element, device: &DeviceId, now: Instant) -> Option<En
         return Some(Envelope::Response { id, response: Response::ok(), acknowledge: false });
     };
     if !payload.is(ns::RELAY, "response") {
-        let body = Body::new("application/xml", payload.to_document().into_bytes());
+        // As the device wrote it, if that says all.
+        let document = match payload.source() {
+            Some(source) => Bytes::copy_from_slice(source.as_bytes()),
+            None => payload.to_element(&ns::NAMES).to_document().into(),
+        };
+        let body = Body::new("application/xml", document);
         return Some(Envelope::Response { id, response: Response::with_body(body), acknowledge: false });
     }
-    let decoded = match payload.attr("id") {
-        Some(_) => vocabulary::decode(payload, device, now),
-        None => vocabulary::decode(&payload.clone().with_attr("id", id.as_str()), device, now),
-    };
-    match decoded {
+    let mut payload = payload.to_element(&ns::NAMES);
+    if payload.attr("id").is_none() {
+        payload.set_attr("id", id.as_str());
+    }
+    match vocabulary::decode(&payload, device, now) {
         // A response that names another request than the stanza does is an answer to neither.
         Ok(vocabulary::Decoded::Envelope(envelope @ Envelope::Response { .. })) => match &envelope {
             Envelope::Response { id: inner, .. } if *inner == id => Some(envelope),
@@ -157,12 +165,12 @@ pub(crate) fn answer(iq: &Element, device: &DeviceId, now: Instant) -> Option<En
 }
 
 /// What an iq of type `error` says.
-fn failure(iq: &Element) -> Response {
+fn failure(iq: ElementRef<'_>) -> Response {
     let error = iq.child(ns::CLIENT, "error");
     let mut conditions =
-        error.into_iter().flat_map(Element::children).filter(|e| *e.namespace() == ns::STANZAS);
+        error.into_iter().flat_map(ElementRef::children).filter(|e| e.namespace() == ns::STANZAS);
     let text = error.and_then(|error| error.child(ns::STANZAS, "text")).map(|text| text.text().into_owned());
-    let condition = conditions.find(|condition| condition.name() != "text").map_or("", Element::name);
+    let condition = conditions.find(|condition| condition.name() != "text").map_or("", ElementRef::name);
     let status = match Status::parse(condition) {
         _ if condition == "item-not-found" => Status::UnknownObject,
         Ok(status @ Status::Other(_)) => status,
@@ -172,9 +180,10 @@ fn failure(iq: &Element) -> Response {
 }
 
 /// Reads the elements of the relay's vocabulary in a message from the device.
-pub(crate) fn message(message: &Element, device: &DeviceId, now: Instant) -> Vec<Envelope> {
-    let ours = message.children().filter(|child| *child.namespace() == ns::RELAY);
-    let decode = |child: &Element| match vocabulary::decode(child, device, now) {
+pub(crate) fn message(message: ElementRef<'_>, device: &DeviceId, now: Instant) -> Vec<Envelope> {
+    let ours = message.children().filter(|child| child.namespace() == ns::RELAY);
+    let decode = |child: ElementRef<'_>| match vocabulary::decode(&child.to_element(&ns::NAMES), device, now)
+    {
         Ok(vocabulary::Decoded::Envelope(
             envelope @ (Envelope::Response { .. }
             | Envelope::Received { .. }

@@ -29,7 +29,7 @@ use tokio::{task::LocalSet, time::Instant};
 
 use crate::{
     load::{Fleet, Shape, Target},
-    report::{Calls, Report, Run, Slack},
+    report::{Calls, Report, Run, Setting, Slack},
     server::Server,
 };
 
@@ -51,6 +51,10 @@ struct Options {
     /// The relay's program; the one beside this one if left out.
     #[arg(long)]
     relay: Option<PathBuf>,
+    /// How many threads the relay works with: one, as the forwarder does. 0 leaves it its own default, which is one a
+    /// core; what is then measured is also how two threads wake each other.
+    #[arg(long, default_value_t = 1)]
+    workers: u16,
     /// How many times its budget the CPU per request may be before this ends with an error. 1 is the budget; more is
     /// for a gate that keeps what was reached while the budget is not.
     #[arg(long, default_value_t = 1.0)]
@@ -61,6 +65,12 @@ struct Options {
     /// Where to put the numbers as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
+}
+
+impl Setting {
+    const fn of(options: &Options) -> Self {
+        Self { devices: options.devices, requests: options.requests, workers: options.workers }
+    }
 }
 
 /// The whole of it is over by then, or has failed.
@@ -92,7 +102,7 @@ fn measure(options: &Options) -> Result<Report, String> {
     let runs =
         local.block_on(&runtime, async { tokio::time::timeout(WHOLE, all_runs(options, &local)).await });
     let (relay, bare) = runs.map_err(|_| format!("not over after {WHOLE:?}"))??;
-    let report = Report::new(options.devices, options.requests, &relay, &bare);
+    let report = Report::new(Setting::of(options), &relay, &bare);
     if let Some(file) = &options.json {
         let text = format!("{:#}\n", report.json());
         std::fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))?;
@@ -109,7 +119,7 @@ async fn all_runs(options: &Options, local: &LocalSet) -> Result<(Vec<Run>, Vec<
 
     let start = Instant::now();
     std::fs::create_dir_all(&data).map_err(|error| error.to_string())?;
-    let server = Server::relay(&relay, &data).await?;
+    let server = Server::relay(&relay, &data, options.workers).await?;
     let key = enrol::administrator(&data)?;
     let mut enrolled = enrol::enrol(server.address, &key, options.devices).await?;
     drop(server);
@@ -119,7 +129,7 @@ async fn all_runs(options: &Options, local: &LocalSet) -> Result<(Vec<Run>, Vec<
     let (mut of_relay, mut of_bare) = (Vec::new(), Vec::new());
     for number in 1..=options.runs {
         // A fresh process each time, so that what enrolment left on the heap is not counted, or reused.
-        let server = Server::relay(&relay, &data).await?;
+        let server = Server::relay(&relay, &data, options.workers).await?;
         let target = Target::Relay { key: key.clone() };
         let run = one_run(options, &server, target, &mut enrolled, local).await?;
         eprintln!("run {number}, relay: {run:.1?}");

@@ -75,17 +75,25 @@ impl Row {
     }
 }
 
+/// What was measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Setting {
+    pub(crate) devices: usize,
+    pub(crate) requests: usize,
+    /// The relay's threads; 0 for its own default.
+    pub(crate) workers: u16,
+}
+
 /// Medians of all runs.
 #[derive(Debug)]
 pub(crate) struct Report {
-    devices: usize,
-    requests: usize,
+    setting: Setting,
     runs: usize,
     rows: Vec<Row>,
 }
 
 impl Report {
-    pub(crate) fn new(devices: usize, requests: usize, relay: &[Run], bare: &[Run]) -> Self {
+    pub(crate) fn new(setting: Setting, relay: &[Run], bare: &[Run]) -> Self {
         let row = |name, unit, value: fn(&Run) -> f64, budget| Row {
             name,
             unit,
@@ -112,7 +120,7 @@ impl Report {
             row("p99 latency, answer by HTTP", "ms", |run| run.by_http.p99, None),
             row("calls per second, answer by HTTP", "1/s", |run| run.by_http.rate, None),
         ];
-        Self { devices, requests, runs: relay.len(), rows }
+        Self { setting, runs: relay.len(), rows }
     }
 
     pub(crate) fn holds(&self) -> bool {
@@ -141,19 +149,23 @@ impl Report {
                 (row.name.to_owned(), row_value)
             })
             .collect();
+        let Setting { devices, requests, workers } = self.setting;
         json!({
-            "devices": self.devices, "requests": self.requests, "runs": self.runs, "holds": self.holds(), "rows": rows,
+            "devices": devices, "requests": requests, "workers": workers, "runs": self.runs, "holds": self.holds(),
+            "rows": rows,
         })
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{} devices, {} requests a shape, medians of {} runs\n",
-            self.devices, self.requests, self.runs
-        )?;
+        let Setting { devices, requests, workers } = self.setting;
+        writeln!(f, "{devices} devices, {requests} requests a shape, medians of {} runs", self.runs)?;
+        match workers {
+            0 => writeln!(f, "relay: one thread a core; bare forwarder: one thread\n")?,
+            1 => writeln!(f, "one thread each\n")?,
+            workers => writeln!(f, "relay: {workers} threads; bare forwarder: one thread\n")?,
+        }
         writeln!(f, "{:<42}{:>10}{:>10}{:>8}  budget", "", "relay", "bare", "ratio")?;
         for row in &self.rows {
             let mut budget = String::new();
@@ -188,6 +200,8 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 mod tests {
     use super::*;
 
+    const SETTING: Setting = Setting { devices: 1, requests: 1, workers: 1 };
+
     fn run(held: f64, cpu: f64) -> Run {
         let calls = Calls { cpu, ..Calls::default() };
         Run { held, both: held, in_session: calls, by_http: calls, ..Run::default() }
@@ -197,18 +211,18 @@ mod tests {
     fn the_median_run_decides() {
         let bare = [run(10.0, 10.0); 3];
         let fine = [run(13.0, 14.0), run(99.0, 99.0), run(1.0, 1.0)];
-        assert!(Report::new(1, 1, &fine, &bare).holds());
+        assert!(Report::new(SETTING, &fine, &bare).holds());
     }
 
     #[test]
     fn memory_and_ratio_over_budget_are_told() {
         let bare = [run(10.0, 10.0)];
-        let heavy = Report::new(1, 1, &[run(14.1, 10.0)], &bare);
+        let heavy = Report::new(SETTING, &[run(14.1, 10.0)], &bare);
         assert!(!heavy.holds());
         let memory = |memory| Slack { memory, cpu: 1.0 };
         assert!(heavy.within(memory(1.01)) && !heavy.within(memory(1.005)));
         assert_eq!(heavy.to_string().matches("EXCEEDED").count(), 1);
-        let slow = Report::new(1, 1, &[run(10.0, 15.1)], &bare);
+        let slow = Report::new(SETTING, &[run(10.0, 15.1)], &bare);
         let cpu = |cpu| Slack { memory: 1.0, cpu };
         assert!(!slow.holds() && slow.within(cpu(1.01)) && !slow.within(cpu(1.005)));
         assert_eq!(slow.json()["holds"], false);

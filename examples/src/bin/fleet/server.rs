@@ -31,14 +31,15 @@ impl Server {
         Ok(Self { child, address })
     }
 
-    /// Starts a relay on `data`, and waits until it is ready.
-    pub(crate) async fn relay(program: &Path, data: &Path) -> Result<Self, String> {
+    /// Starts a relay of so many threads on `data`, and waits until it is ready.
+    pub(crate) async fn relay(program: &Path, data: &Path, workers: u16) -> Result<Self, String> {
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
         let address = free.map_err(|error| error.to_string())?;
         let log = fs::File::create(data.with_extension("log")).map_err(|error| error.to_string())?;
         let child = Command::new(program)
             .args(["serve", "--listen", &address.to_string(), "--data"])
             .arg(data)
+            .args((workers > 0).then(|| format!("--workers={workers}")))
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(|error| error.to_string())?)
             .stderr(log)

@@ -11,6 +11,10 @@ pub(super) trait Form {
     fn start(&mut self, name: &'static str);
     /// An attribute of the element that began last.
     fn attribute(&mut self, name: &'static str, value: &str);
+    /// An attribute that is a name or a number: nothing in it is to be escaped.
+    fn plain(&mut self, name: &'static str, value: &str) {
+        self.attribute(name, value);
+    }
     /// Text in the element that is open.
     fn text(&mut self, text: &str);
     /// The element `name` ends.
@@ -19,11 +23,11 @@ pub(super) trait Form {
     /// An element of somebody else's, whole.
     fn element(&mut self, element: &Element);
 
-    /// An element of attributes alone.
+    /// An element of attributes alone, which are names or numbers.
     fn empty(&mut self, name: &'static str, attributes: &[(&'static str, &str)]) {
         self.start(name);
         for (attribute, value) in attributes {
-            self.attribute(attribute, value);
+            self.plain(attribute, value);
         }
         self.end(name);
     }
@@ -52,7 +56,7 @@ impl<'o> Text<'o> {
             return false;
         }
         if self.elements == 1 {
-            write::push_attribute(self.out, "xmlns", ns::RELAY);
+            write::push_plain_attribute(self.out, "xmlns", ns::RELAY);
         }
         self.out.push_str(end);
         self.tag_open = false;
@@ -71,6 +75,10 @@ impl Form for Text<'_> {
 
     fn attribute(&mut self, name: &'static str, value: &str) {
         write::push_attribute(self.out, name, value);
+    }
+
+    fn plain(&mut self, name: &'static str, value: &str) {
+        write::push_plain_attribute(self.out, name, value);
     }
 
     fn text(&mut self, text: &str) {

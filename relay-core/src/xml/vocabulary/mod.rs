@@ -171,12 +171,12 @@ fn describe(
         }
         Envelope::Request { id, request, deadline } => {
             form.start("request");
-            form.attribute("id", id.as_str());
-            form.attribute("method", request.method.as_str());
+            form.plain("id", id.as_str());
+            form.plain("method", request.method.as_str());
             if request.device != *device {
-                form.attribute("device", request.device.as_str());
+                form.plain("device", request.device.as_str());
             }
-            form.attribute("wait", &time::write(deadline.saturating_duration_since(now)));
+            form.plain("wait", &time::write(deadline.saturating_duration_since(now)));
             if let Some(context) = &request.traceparent {
                 form.attribute("traceparent", context);
             }
@@ -192,7 +192,7 @@ fn describe(
         }
         Envelope::Response { id, response, acknowledge: _ } => {
             form.start("response");
-            form.attribute("id", id.as_str());
+            form.plain("id", id.as_str());
             form.attribute("status", response.status.as_str());
             if let Some(body) = &response.body {
                 body::describe(body, form)?;
@@ -208,7 +208,7 @@ fn describe(
         Envelope::Progress { id, progress } => job::describe_progress(Some(id), progress, form),
         Envelope::Drain { retry_after, to } => {
             form.start("drain");
-            form.attribute("retry-after", &time::write(*retry_after));
+            form.plain("retry-after", &time::write(*retry_after));
             if let Some(to) = to {
                 form.attribute("to", to);
             }

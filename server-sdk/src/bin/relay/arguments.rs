@@ -157,6 +157,9 @@ pub(crate) struct Serve {
     /// The XMPP domain of the devices' addresses [default: localhost]
     #[arg(long)]
     pub(crate) domain: Option<String>,
+    /// How many threads do the work; one is the cheapest a request, more do more of them [default: one a core]
+    #[arg(long, value_name = "N", env = "RELAY_WORKERS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) workers: Option<u16>,
 }
 
 #[cfg(test)]

@@ -7,9 +7,10 @@ mod failure;
 mod output;
 mod serve;
 
-use std::process::ExitCode;
+use std::{io, process::ExitCode};
 
 use clap::Parser;
+use tokio::runtime::{Builder, Runtime};
 
 use arguments::{Arguments, Command};
 
@@ -21,12 +22,12 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let json = arguments.json;
-    let runtime = match arguments.command {
-        Command::Serve(_) => tokio::runtime::Builder::new_multi_thread().enable_all().build(),
+    let workers = match &arguments.command {
+        Command::Serve(serve) => serve.workers.map(usize::from),
         // One call needs one thread.
-        _ => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        _ => Some(1),
     };
-    let done = match runtime {
+    let done = match runtime(workers) {
         Ok(runtime) => runtime.block_on(run(arguments)),
         Err(error) => Err(failure::Failure::own("the program cannot start").because(error)),
     };
@@ -34,6 +35,21 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(json),
     }
+}
+
+/// A runtime of so many threads; one a core if nothing is said.
+fn runtime(workers: Option<usize>) -> io::Result<Runtime> {
+    let mut builder = match workers {
+        // Nothing is handed over then: no thread has to wake another.
+        Some(1) => Builder::new_current_thread(),
+        Some(workers) => {
+            let mut builder = Builder::new_multi_thread();
+            builder.worker_threads(workers);
+            builder
+        }
+        None => Builder::new_multi_thread(),
+    };
+    builder.enable_all().build()
 }
 
 async fn run(arguments: Arguments) -> Result<(), failure::Failure> {

@@ -130,8 +130,8 @@ impl Key {
         if self.scopes.is_administrator() { Principal::Administrator(id) } else { Principal::Service(id) }
     }
 
-    fn is_expired(&self, now: SystemTime) -> bool {
-        self.stored.expires.is_some_and(|expires| expires <= now)
+    fn is_expired(&self) -> bool {
+        self.stored.expires.is_some_and(|expires| expires <= SystemTime::now())
     }
 }
 
@@ -209,7 +209,7 @@ impl Auth {
         }
         match holder {
             Holder::Device(device) => Some(Principal::Device(device.clone())),
-            Holder::Key(key) => (!key.is_expired(SystemTime::now())).then(|| key.principal()),
+            Holder::Key(key) => (!key.is_expired()).then(|| key.principal()),
         }
     }
 
@@ -254,7 +254,7 @@ impl Auth {
 
     /// Whether the key of `principal` still holds: it was not revoked and has not expired.
     pub(crate) fn holds(&self, principal: &Principal) -> bool {
-        self.key(principal).is_some_and(|key| !key.is_expired(SystemTime::now()))
+        self.key(principal).is_some_and(|key| !key.is_expired())
     }
 
     /// Whether `principal` may use `app` for `account` as a whole: its address books, say.

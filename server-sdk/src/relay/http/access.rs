@@ -1,8 +1,11 @@
 //! Who calls, whether they may, and how many calls they have in flight.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
-    sync::{Arc, Mutex, PoisonError},
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -136,49 +139,50 @@ async fn of_account(
 #[derive(Debug)]
 pub(super) struct InFlight {
     max: usize,
-    by_key: Mutex<HashMap<KeyId, usize, RandomState>>,
+    by_key: Mutex<HashMap<KeyId, Arc<AtomicUsize>, RandomState>>,
 }
+
+/// Keys that are remembered although none of their calls is in flight.
+const IDLE_KEYS: usize = 1_000;
 
 impl InFlight {
     pub(super) fn new(max: usize) -> Self {
         Self { max, by_key: Mutex::default() }
     }
+
+    fn of(&self, key: &KeyId) -> Arc<AtomicUsize> {
+        let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = by_key.get(key) {
+            return count.clone();
+        }
+        if by_key.len() >= IDLE_KEYS {
+            // Whoever counts on one holds it.
+            by_key.retain(|_, count| Arc::strong_count(count) > 1);
+        }
+        by_key.entry(key.clone()).or_default().clone()
+    }
 }
 
 /// One call in flight; it no longer is once this is dropped.
 #[derive(Debug)]
-pub(super) struct Ticket {
-    app: Arc<App>,
-    key: KeyId,
-}
+pub(super) struct Ticket(Arc<AtomicUsize>);
 
 impl Ticket {
     /// Counts one more call of `principal`.
-    pub(super) fn take(app: &Arc<App>, principal: &Principal) -> Result<Option<Self>, Problem> {
+    pub(super) fn take(app: &App, principal: &Principal) -> Result<Option<Self>, Problem> {
         let (Principal::Service(key) | Principal::Administrator(key)) = principal else { return Ok(None) };
         let max = app.in_flight.max;
-        let mut by_key = app.in_flight.by_key.lock().unwrap_or_else(PoisonError::into_inner);
-        match by_key.get_mut(key) {
-            Some(count) if *count >= max => {
-                drop(by_key);
-                let words = format!("the key has {max} calls in flight, which is its bound");
-                return Err(Problem::new(Code::TooManyRequests, words).retry_after(Duration::from_secs(1)));
-            }
-            Some(count) => *count += 1,
-            None => drop(by_key.insert(key.clone(), 1)),
+        let ticket = Self(app.in_flight.of(key));
+        if ticket.0.fetch_add(1, Relaxed) >= max {
+            let words = format!("the key has {max} calls in flight, which is its bound");
+            return Err(Problem::new(Code::TooManyRequests, words).retry_after(Duration::from_secs(1)));
         }
-        Ok(Some(Self { app: app.clone(), key: key.clone() }))
+        Ok(Some(ticket))
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut by_key = self.app.in_flight.by_key.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Entry::Occupied(mut count) = by_key.entry(self.key.clone()) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
+        self.0.fetch_sub(1, Relaxed);
     }
 }

@@ -263,10 +263,7 @@ impl Query {
 
     /// The values of `key`, taken out.
     pub(super) fn take_all(&mut self, key: &str) -> Vec<String> {
-        let (taken, rest): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.0).into_iter().partition(|(k, _)| k == key);
-        self.0 = rest;
-        taken.into_iter().map(|(_, value)| value).collect()
+        self.0.extract_if(.., |(name, _)| name == key).map(|(_, value)| value).collect()
     }
 
     /// The value of `key`, taken out; an empty one is none.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use relay_core::xml::{Element, Limits, XmlError};
+use relay_core::xml::{Document, Element, ElementRef, Limits, XmlError};
 
 use super::{ClientSettings, End};
 use crate::{
@@ -39,7 +39,7 @@ const MAX_REQUESTS: u64 = 8;
 /// An answer at BOSH level.
 #[derive(Debug)]
 pub(super) struct Wrapper {
-    pub(super) body: Element,
+    document: Document,
 }
 
 /// Why an answer is none at BOSH level: a proxy speaks, or a peer that does not know better.
@@ -53,21 +53,25 @@ pub(super) enum Garbled {
 
 impl Wrapper {
     pub(super) fn parse(document: &[u8], max: usize) -> Result<Self, Garbled> {
-        let body = Element::parse_with(document, &Limits::default().with_bytes(max), &ns::NAMES)?;
-        if body.is(ns::BOSH, "body") { Ok(Self { body }) } else { Err(Garbled::Root) }
+        let document = Document::parse(document, &Limits::default().with_bytes(max))?;
+        if document.root().is(ns::BOSH, "body") { Ok(Self { document }) } else { Err(Garbled::Root) }
+    }
+
+    const fn body(&self) -> ElementRef<'_> {
+        self.document.root()
     }
 
     pub(super) fn is_error(&self) -> bool {
-        self.body.attr("type") == Some("error")
+        self.body().attr("type") == Some("error")
     }
 
     /// Why the peer ends the session, if it does.
     pub(super) fn end(&self) -> Option<End> {
         // An old library writes `terminal`.
-        if !matches!(self.body.attr("type"), Some("terminate" | "terminal")) {
+        if !matches!(self.body().attr("type"), Some("terminate" | "terminal")) {
             return None;
         }
-        let Some(condition) = self.body.attr("condition") else { return Some(End::Goodbye) };
+        let Some(condition) = self.body().attr("condition") else { return Some(End::Goodbye) };
         let condition = TerminalCondition::parse(condition);
         Some(match condition {
             TerminalCondition::RemoteStreamError => match self.stream_error() {
@@ -80,15 +84,15 @@ impl Wrapper {
 
     /// The name of the stream error inside; old peers leave out the element around it.
     fn stream_error(&self) -> Option<Box<str>> {
-        let holder = self.body.child(ns::STREAMS, "error").unwrap_or(&self.body);
+        let holder = self.body().child(ns::STREAMS, "error").unwrap_or(self.body());
         holder
             .children()
-            .find(|child| *child.namespace() == ns::STREAM_ERRORS && child.name() != "text")
+            .find(|child| child.namespace() == ns::STREAM_ERRORS && child.name() != "text")
             .map(|child| child.name().into())
     }
 
     fn number(&self, name: &str) -> Option<u64> {
-        self.body.attr(name).and_then(decimal)
+        self.body().attr(name).and_then(decimal)
     }
 
     fn seconds(&self, name: &str) -> Option<Duration> {
@@ -97,7 +101,7 @@ impl Wrapper {
     }
 
     pub(super) fn sid(&self) -> Option<&str> {
-        self.body.attr("sid").filter(|sid| !sid.is_empty())
+        self.body().attr("sid").filter(|sid| !sid.is_empty())
     }
 
     pub(super) fn granted(&self, settings: &ClientSettings) -> Granted {
@@ -112,25 +116,28 @@ impl Wrapper {
             inactivity: self.seconds("inactivity"),
             polling: self.seconds("polling"),
             max_pause: self.seconds("maxpause"),
-            acks: self.body.attr("ack").is_some(),
+            acks: self.body().attr("ack").is_some(),
         }
     }
 
     /// The RID that the peer believes it answered in vain, and how long ago (XEP-0124 §9.2).
     pub(super) fn report(&self) -> Option<(Rid, Duration)> {
-        let rid = Rid::parse(self.body.attr("report")?)?;
+        let rid = Rid::parse(self.body().attr("report")?)?;
         Some((rid, Duration::from_millis(self.number("time")?)))
     }
 
     /// The payloads, in order.
-    pub(super) fn payloads(mut self) -> impl Iterator<Item = Element> {
-        self.body.take_children().map(|mut payload| {
+    pub(super) fn payloads(mut self) -> Vec<Element> {
+        let places: Vec<_> = self.body().children().map(ElementRef::place).collect();
+        let take = |place| {
+            let payload = self.document.element(place);
             // Old peers let stanzas inherit the wrapper's namespace (XEP-0206 §2).
-            if *payload.namespace() == ns::BOSH && matches!(payload.name(), "message" | "presence" | "iq") {
-                payload.rename_namespace(ns::BOSH, ns::CLIENT);
+            if payload.namespace() == ns::BOSH && matches!(payload.name(), "message" | "presence" | "iq") {
+                self.document.rename_namespace(place, ns::BOSH, ns::CLIENT);
             }
-            payload
-        })
+            self.document.element(place).to_element(&ns::NAMES)
+        };
+        places.into_iter().map(take).collect()
     }
 }
 

@@ -10,7 +10,7 @@ use base64::{
 use relay_core::{
     auth::{AuthError, Principal, ScramHash, ScramVerifier, Secret},
     ids::DeviceId,
-    xml::Element,
+    xml::{Element, ElementRef},
 };
 
 use super::{
@@ -86,7 +86,7 @@ pub(super) fn features(secure: bool) -> String {
 }
 
 impl XmppStream {
-    pub(super) fn sasl(&mut self, element: &Element) {
+    pub(super) fn sasl(&mut self, element: ElementRef<'_>) {
         let State::Mechanisms(step) = &mut self.state else { return };
         let step = std::mem::replace(step, Step::Start);
         let next = match (element.name(), step) {
@@ -145,7 +145,7 @@ impl XmppStream {
         }
     }
 
-    fn named(&mut self, auth: &Element) -> Result<Option<Step>, Failure> {
+    fn named(&mut self, auth: ElementRef<'_>) -> Result<Option<Step>, Failure> {
         let mechanism = match auth.attr("mechanism") {
             Some("SCRAM-SHA-256") => Mechanism::Scram(ScramHash::Sha256),
             Some("SCRAM-SHA-1") => Mechanism::Scram(ScramHash::Sha1),
@@ -256,7 +256,7 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
 );
 
 /// The text that an element carries in base64; `=` is the empty one.
-fn decode(element: &Element) -> Result<String, Failure> {
+fn decode(element: ElementRef<'_>) -> Result<String, Failure> {
     let text: Vec<u8> = element.text().bytes().filter(|b| !b.is_ascii_whitespace()).collect();
     if text == b"=" {
         return Ok(String::new());

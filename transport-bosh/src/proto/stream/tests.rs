@@ -3,7 +3,7 @@ use relay_core::{
     auth::{AuthError, Principal, ScramVerifier},
     ids::{Method, ObjectId, RequestId},
     request::{Body, Request},
-    xml::Limits,
+    xml::{Document, Limits},
 };
 
 use super::*;
@@ -14,8 +14,8 @@ fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-fn element(xml: &str) -> Element {
-    Element::parse(xml.as_bytes(), &Limits::default()).unwrap()
+fn document(xml: &str) -> Document {
+    Document::parse(xml.as_bytes(), &Limits::default()).unwrap()
 }
 
 fn device(name: &str) -> DeviceId {
@@ -42,7 +42,7 @@ fn outputs(stream: &mut XmppStream) -> Vec<String> {
 }
 
 fn say(stream: &mut XmppStream, xml: &str) -> Vec<String> {
-    stream.element(&element(xml), now());
+    stream.element(document(xml).root(), now());
     outputs(stream)
 }
 
@@ -425,7 +425,7 @@ fn x14_x16_every_iq_is_answered_once_and_errors_are_payloads() {
 /// The one envelope that `xml` is.
 fn delivered(xml: &str) -> Option<Envelope> {
     let mut stream = bound();
-    stream.element(&element(xml), now());
+    stream.element(document(xml).root(), now());
     match (stream.poll_output(), stream.poll_output()) {
         (Some(StreamOutput::Deliver(envelope)), None) => Some(envelope),
         (None, None) => None,
@@ -504,7 +504,7 @@ fn t5_an_id_in_the_wrong_stanza_is_no_answer() {
         "<iq id='r1' type='result' xmlns='jabber:client'><response id='r1' xmlns='urn:relay:1'><body encoding='base64'>?</body></response></iq>".into(),
     ] {
         let mut stream = bound();
-        stream.element(&element(&wrong), now());
+        stream.element(document(&wrong).root(), now());
         while let Some(output) = stream.poll_output() {
             assert!(!matches!(output, StreamOutput::Deliver(_)), "{wrong} was taken");
         }
@@ -570,6 +570,6 @@ fn an_id_that_is_sent_back_is_bounded() {
         format!("<iq id=\"{id}\" type='get' xmlns='jabber:client'><ping xmlns='urn:xmpp:ping'/></iq>")
     };
     let answer = say(&mut bound(), &ping(&"'".repeat(1_024))).remove(0);
-    assert_eq!(element(&answer).attr("id").map(str::len), Some(1_024));
+    assert_eq!(document(&answer).root().attr("id").map(str::len), Some(1_024));
     assert_eq!(say(&mut bound(), &ping(&"'".repeat(1_025))), ["fail policy-violation"]);
 }

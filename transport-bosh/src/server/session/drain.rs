@@ -13,7 +13,7 @@ use relay_core::{
 
 use super::{
     super::Inner,
-    Session, now,
+    Session,
     state::{Event, State, Stuck},
 };
 use crate::wire::TerminalCondition;
@@ -27,12 +27,11 @@ const MAX_WAITING: usize = 4_096;
 
 impl Session {
     /// Does what is to be done, unless somebody is at it, and lets go of `state`.
-    pub(super) fn drain<'s>(self: &'s Arc<Self>, state: MutexGuard<'s, State>) {
+    pub(super) fn drain<'s>(self: &'s Arc<Self>, state: MutexGuard<'s, State>, now: Instant) {
         // It may be the last one, and whoever drops that ends every session, for which it locks them. So the lock, which
         // is declared after it, goes first on every way out.
         let manager = self.manager.upgrade();
         let mut state = state;
-        let now = now();
         if state.draining {
             return;
         }
@@ -73,8 +72,8 @@ impl Session {
             pusher.wake();
         }
         if let Some(manager) = &manager {
-            self.leave_the_door(&mut state, manager);
-            self.set_timer(&mut state, manager);
+            self.leave_the_door(&mut state, manager, now);
+            self.set_timer(&mut state, manager, now);
         }
         // An owner that heard of the end is let go of: it may hold the push half, and that holds the session.
         let heard = state.machine.is_over() && state.events.is_empty();
@@ -156,23 +155,23 @@ impl Session {
     }
 
     /// Gives the place at the door back once the session is bound or over, and forgets it once nobody can ask for it.
-    fn leave_the_door(&self, state: &mut State, manager: &Inner) {
+    fn leave_the_door(&self, state: &mut State, manager: &Inner, now: Instant) {
         let over = state.machine.is_over();
         if (over || state.inbound.is_some())
             && let Some(place) = state.place.take()
         {
             manager.pending().leave(place);
         }
-        if over && state.events.is_empty() && state.tombstone.is_none_or(|until| now() >= until) {
+        if over && state.events.is_empty() && state.tombstone.is_none_or(|until| now >= until) {
             state.tombstone = None;
             manager.forget(&self.sid.key);
         }
     }
 
-    fn set_timer(&self, state: &mut State, manager: &Inner) {
+    fn set_timer(&self, state: &mut State, manager: &Inner, now: Instant) {
         let reachable = state.machine.is_attached() && state.inbound.is_some();
         let after = manager.config.ping_after.filter(|_| reachable);
-        let ping = after.map(|after| state.heard + after).filter(|at| *at > now());
+        let ping = after.map(|after| state.heard + after).filter(|at| *at > now);
         let again = state.stuck.map(|stuck| stuck.again);
         // While the owner is still to hear of the end, that is what to wake for.
         let forget = state.tombstone.filter(|_| again.is_none());

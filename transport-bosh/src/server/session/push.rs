@@ -83,7 +83,7 @@ impl Session {
             state.pusher = Some(context.waker().clone());
             return Poll::Pending;
         }
-        self.drain(state);
+        self.drain(state, now);
         Poll::Ready(Ok(()))
     }
 
@@ -109,7 +109,7 @@ impl Session {
             _ => (TerminalCondition::PolicyViolation, None),
         };
         state.close(condition, piece.as_slice());
-        self.drain(state);
+        self.drain(state, now());
     }
 }
 
@@ -172,7 +172,7 @@ impl Door {
         }
         if !holds {
             state.fail(StreamError::NotAuthorized);
-            session.drain(state);
+            session.drain(state, now());
             return error(ErrorKind::Unauthenticated, "another credential has taken this one's place");
         }
         drop(state);
@@ -223,7 +223,7 @@ impl Push for BoshPush {
                 state.tell_attached(attached);
             }
         }
-        self.session.drain(state);
+        self.session.drain(state, now());
     }
 
     async fn push(&mut self, queue: &mut dyn Queue) -> Result<(), TransportError> {

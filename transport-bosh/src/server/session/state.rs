@@ -13,7 +13,6 @@ use relay_core::{
     envelope::Envelope,
     ids::{DeviceId, SessionId},
     transport::{EndReason, Inbound},
-    xml::Element,
 };
 
 use super::super::pending::Place;
@@ -22,7 +21,10 @@ use crate::{
         manager::{End, ExchangeId, Manager, Output},
         stream::{Proof, StreamError, StreamOutput, XmppStream},
     },
-    wire::{TerminalCondition, body::Piece},
+    wire::{
+        TerminalCondition,
+        body::{Payload, Piece},
+    },
 };
 
 /// How long an end that is owed an answer can still learn what it was (XEP-0124 §14.3).
@@ -61,7 +63,7 @@ pub(super) struct Stuck {
 
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) machine: Manager<Element>,
+    pub(super) machine: Manager<Payload>,
     pub(super) stream: XmppStream,
     open: Vec<Open>,
     exchanges: u64,
@@ -89,7 +91,7 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(
-        machine: Manager<Element>,
+        machine: Manager<Payload>,
         stream: XmppStream,
         place: Place,
         deadline: Instant,
@@ -182,7 +184,7 @@ impl State {
         }
     }
 
-    fn managed(&mut self, output: Output<Element>, now: Instant) {
+    fn managed(&mut self, output: Output<Payload>, now: Instant) {
         match output {
             Output::Respond { exchange, status, body } => {
                 if let Some(open) = self.open.iter_mut().find(|open| open.id == exchange) {
@@ -192,7 +194,7 @@ impl State {
                     }
                 }
             }
-            Output::Deliver(element) => self.stream.element(&element, now),
+            Output::Deliver(payload) => self.stream.element(payload.element(), now),
             Output::Restart => self.stream.restart(),
             // To be attached is a sign of life too.
             Output::Alive if self.events.iter().any(|event| matches!(event, Event::Attached)) => {}

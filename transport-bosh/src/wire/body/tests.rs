@@ -46,7 +46,7 @@ fn w3_blanks_between_payloads_and_a_declaration_in_front_are_taken_and_text_is_n
 #[test]
 fn w4_payloads_of_any_namespace_keep_their_order() {
     let body = parse(&wrap("rid='1'", "<a xmlns='x'/><b xmlns='y'/><a xmlns='z'/>")).unwrap();
-    let names: Vec<_> = body.payloads.iter().map(|payload| payload.namespace().to_string()).collect();
+    let names: Vec<_> = body.payloads.iter().map(|payload| payload.element().namespace()).collect();
     assert_eq!(names, ["x", "y", "z"]);
 }
 
@@ -94,7 +94,7 @@ fn versions_compare_as_two_integers() {
 #[test]
 fn w9_w10_stanzas_that_inherit_the_wrappers_namespace_become_the_clients() {
     let body = parse(&wrap("rid='1'", "<message><body>hi</body><x xmlns='y'><z/></x></message>")).unwrap();
-    let message = &body.payloads[0];
+    let message = body.payloads[0].element();
     assert!(message.is(ns::CLIENT, "message"));
     assert!(message.child(ns::CLIENT, "body").is_some());
     assert!(message.child("y", "x").unwrap().child("y", "z").is_some());
@@ -188,5 +188,6 @@ fn w8_only_a_body_with_features_or_a_stream_error_declares_the_prefix() {
     let plain = answer(&AnswerTag::default(), &[Piece::new("<a xmlns='x'/>")]);
     assert!(!plain.windows(12).any(|w| w == b"xmlns:stream"));
     let features = answer(&AnswerTag::default(), &[Piece::with_stream_prefix("<stream:features/>")]);
-    assert!(Element::parse(&features, &Limits::default()).unwrap().child(ns::STREAMS, "features").is_some());
+    let features = Document::parse(&features, &Limits::default()).unwrap();
+    assert!(features.root().child(ns::STREAMS, "features").is_some());
 }
