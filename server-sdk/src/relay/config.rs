@@ -32,6 +32,8 @@ pub struct ServerConfig {
     pub trusted_proxies: Vec<IpAddr>,
     /// Bounds of the HTTP side.
     pub http: HttpLimits,
+    /// Bounds of documents: those of jobs, and those that are kept.
+    pub spool: SpoolLimits,
     /// Bounds and times of the engine.
     pub relay: RelayConfig,
     /// Bounds and times of BOSH. Its `domain` is taken from the field above.
@@ -87,6 +89,35 @@ pub struct HttpLimits {
     pub enrolments_per_minute: u32,
 }
 
+/// Bounds of documents: those of jobs, and those that are kept.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SpoolLimits {
+    /// One document, in bytes (16 GiB); more is 413.
+    pub max_document: u64,
+    /// All documents together, in bytes (64 GiB); more is 503.
+    pub max_spool: u64,
+    /// What documents leave free on their disk, in bytes (256 MiB), since the database may be on the same one; beyond
+    /// it is 503.
+    pub spool_reserve: u64,
+    /// Documents that one key may keep (1,000); more is 429.
+    pub max_documents: usize,
+    /// How long an upload that broke off may be gone on with (60 s). The device holds the job open meanwhile.
+    pub upload_resume: Duration,
+}
+
+impl Default for SpoolLimits {
+    fn default() -> Self {
+        Self {
+            max_document: 16 << 30,
+            max_spool: 64 << 30,
+            spool_reserve: 256 << 20,
+            max_documents: 1_000,
+            upload_resume: Duration::from_secs(60),
+        }
+    }
+}
+
 impl Default for HttpLimits {
     fn default() -> Self {
         Self {
@@ -120,6 +151,7 @@ impl Default for ServerConfig {
             allow_plaintext: false,
             trusted_proxies: Vec::new(),
             http: HttpLimits::default(),
+            spool: SpoolLimits::default(),
             relay: RelayConfig::default(),
             bosh: BoshServerConfig::default(),
             ws: WsServerConfig::default(),
@@ -303,7 +335,14 @@ settings! {
     service_in_flight: usize => |config, value| config.http.service_in_flight = value;
     enrolments_per_minute: u32 => |config, value| config.http.enrolments_per_minute = value;
 
+    max_document: u64 => |config, value| config.spool.max_document = value;
+    max_spool: u64 => |config, value| config.spool.max_spool = value;
+    spool_reserve: u64 => |config, value| config.spool.spool_reserve = value;
+    max_documents: usize => |config, value| config.spool.max_documents = value;
+    upload_resume: Seconds => |config, value| config.spool.upload_resume = value.0;
+
     device_in_flight: usize => |config, value| config.relay.device_in_flight = value;
+    job_silence: Seconds => |config, value| config.relay.job_silence = value.0;
     relay_in_flight: usize => |config, value| config.relay.relay_in_flight = value;
     outbox_envelopes: usize => |config, value| config.relay.outbox_envelopes = value;
     outbox_bytes: usize => |config, value| config.relay.outbox_bytes = value;

@@ -12,12 +12,17 @@
 pub mod auth;
 mod books;
 pub mod config;
+mod convert;
 mod directory;
+mod documents;
 mod http;
+mod jobs;
 mod serve;
+mod spool;
 pub mod store;
 
 pub use self::{
-    config::{ConfigError, HttpLimits, ServerConfig},
+    config::{ConfigError, HttpLimits, ServerConfig, SpoolLimits},
+    convert::{Convert, ConvertError, Converted},
     serve::{ServeError, Server},
 };

@@ -25,8 +25,12 @@ use transport_ws::{WsListener, WsManager};
 use super::{
     auth::{Auth, NewKeyError},
     config::{ConfigError, ServerConfig},
+    convert::Convert,
     directory::Directory,
-    http::{App, listen},
+    documents::Documents,
+    http::{App, jobs, listen},
+    jobs::Jobs,
+    spool::Spool,
     store::{DataFolder, FolderError, SqliteStore},
 };
 
@@ -63,6 +67,9 @@ pub enum ServeError {
     /// The store cannot be opened or read.
     #[error("the store cannot be used")]
     Store(#[from] StoreError),
+    /// The documents that are kept cannot be read.
+    #[error("the documents in the data folder cannot be read")]
+    Documents(#[source] io::Error),
     /// The administrator's key cannot be made.
     #[error("the administrator's key cannot be made")]
     Key(#[from] NewKeyError),
@@ -109,7 +116,7 @@ impl Server {
         refuse_plaintext(&config)?;
         let folder = DataFolder::open(&config.data)?;
         let store = Arc::new(SqliteStore::open(&folder).await?);
-        let mut server = Self::with(config, store, None).await?;
+        let mut server = Self::with(config, store, None, Some(folder.path())).await?;
         server.key_file = Some(folder.administrator_key(&server.app.auth).await?);
         Ok(server)
     }
@@ -136,7 +143,7 @@ impl Server {
     ) -> Result<Self, ServeError> {
         config.check()?;
         refuse_plaintext(&config)?;
-        let mut server = Self::with(config, store, translate).await?;
+        let mut server = Self::with(config, store, translate, None).await?;
         let auth = &server.app.auth;
         if !auth.keys().iter().any(|key| key.scopes.iter().any(|scope| scope == "admin")) {
             let (_, key) = auth.new_key(vec!["admin".into()]).await?;
@@ -149,7 +156,9 @@ impl Server {
         config: ServerConfig,
         store: Arc<dyn Store>,
         translate: Option<Arc<dyn Translate>>,
+        data: Option<&Path>,
     ) -> Result<Self, ServeError> {
+        let (finished_for, finished_max) = (config.relay.finished_for, config.relay.finished_max);
         let ids = MacRequestIds::new(store.secret("request-ids").await?.expose());
         let mut relay = Relay::builder().config(config.relay).request_ids(Arc::new(ids));
         if let Some(translate) = translate {
@@ -168,9 +177,14 @@ impl Server {
         let (ws_manager, ws) = WsManager::new(config.ws, Arc::new(auth.clone()));
         let directory = Directory::new(auth.clone()).await?;
         let room = config.http.max_connections.unwrap_or_else(|| listen::room(descriptors()));
+        let spool = Spool::open(data, config.spool)
+            .map_err(|(path, source)| FolderError::Io { what: "make", path, source })?;
+        let holds = |key: &_| auth.keys().iter().any(|known| known.id == *key);
+        let documents = Documents::load(spool.clone(), holds).await.map_err(ServeError::Documents)?;
+        let jobs = Arc::new(Jobs::new(spool, finished_for, finished_max));
         let managers = (manager, ws_manager);
-        let app =
-            Arc::new(App::new(relay, store, auth, directory, managers, config.http, config.trusted_proxies));
+        let http = (config.http, config.trusted_proxies);
+        let app = Arc::new(App::new(relay, store, auth, directory, managers, (documents, jobs), http));
         let mut listeners = Vec::new();
         let mut addresses = Vec::new();
         for address in config.listen {
@@ -190,6 +204,15 @@ impl Server {
             drain_grace: config.drain_grace,
             drain_retry_after: config.drain_retry_after,
         })
+    }
+
+    /// Lets `hook` turn documents into what a device takes, where it does not take them as they are (Q6). The first one
+    /// that is given holds.
+    #[must_use]
+    pub fn with_convert(self, hook: Arc<dyn Convert>) -> Self {
+        // An error: another was given before.
+        let _ = self.app.convert.set(hook);
+        self
     }
 
     /// The addresses that it listens on, with the ports that it got.
@@ -237,6 +260,7 @@ impl Server {
             accepting.spawn(async move { relay.serve(transport).await });
         }
         accepting.spawn(app.books.clone().run());
+        accepting.spawn(jobs::revive(app.clone()));
         shutdown.await;
         tracing::info!("draining");
         app.stop();

@@ -317,7 +317,7 @@ impl Wire {
         Some(got)
     }
 
-    async fn more(&mut self) -> bool {
+    pub async fn more(&mut self) -> bool {
         let mut buffer = [0; 16 * 1024];
         match self.stream.read(&mut buffer).await {
             Ok(0) | Err(_) => false,

@@ -72,6 +72,18 @@ pub(super) fn service(call: &Call) -> Result<Principal, Problem> {
     }
 }
 
+/// The service or administrator that calls, and the key by which it is known.
+pub(super) fn key(call: &Call) -> Result<(Principal, KeyId), Problem> {
+    let principal = service(call)?;
+    match &principal {
+        Principal::Service(key) | Principal::Administrator(key) => {
+            let key = key.clone();
+            Ok((principal, key))
+        }
+        _ => Err(Problem::new(Code::Forbidden, "this call is for keys")),
+    }
+}
+
 /// Lets administrators call.
 pub(super) fn administrator(call: &Call) -> Result<(), Problem> {
     match principal(call)? {

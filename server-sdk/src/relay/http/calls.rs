@@ -204,16 +204,6 @@ fn answered() -> HeaderMap {
     headers
 }
 
-/// What an answer of media type `content_type` says of itself beside.
-fn describe(headers: &mut HeaderMap, content_type: HeaderValue) {
-    let essence = content_type.to_str().unwrap_or("").split(';').next().unwrap_or("").trim();
-    if !INERT.iter().any(|inert| essence.eq_ignore_ascii_case(inert)) {
-        headers
-            .insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
-    }
-    headers.insert(header::CONTENT_TYPE, content_type);
-}
-
 /// The media types of most answers.
 const COMMON: [&str; 4] =
     ["text/plain; charset=utf-8", "application/json", "application/xml", "application/octet-stream"];
@@ -222,12 +212,12 @@ const COMMON: [&str; 4] =
 static ANSWERED: LazyLock<[HeaderMap; COMMON.len()]> = LazyLock::new(|| {
     COMMON.map(|content_type| {
         let mut headers = answered();
-        describe(&mut headers, HeaderValue::from_static(content_type));
+        harmless(&mut headers, content_type);
         headers
     })
 });
 
-fn bytes_of(id: &RequestId, body: Option<Body>, wait: Option<Duration>) -> Reply {
+pub(super) fn bytes_of(id: &RequestId, body: Option<Body>, wait: Option<Duration>) -> Reply {
     let mut reply = Reply::new(ReplyBody::default());
     let content_type = body.as_ref().map(Body::content_type);
     let common = COMMON.iter().position(|common| content_type == Some(common));
@@ -236,9 +226,8 @@ fn bytes_of(id: &RequestId, body: Option<Body>, wait: Option<Duration>) -> Reply
         (Some(at), _) => ANSWERED[at].clone(),
         (None, None) => answered(),
         (None, Some(content_type)) => {
-            let unknown = HeaderValue::from_static("application/octet-stream");
             let mut headers = answered();
-            describe(&mut headers, HeaderValue::from_str(content_type).unwrap_or(unknown));
+            harmless(&mut headers, content_type);
             headers
         }
     };
@@ -254,11 +243,28 @@ fn bytes_of(id: &RequestId, body: Option<Body>, wait: Option<Duration>) -> Reply
     reply
 }
 
+/// Says what media type bytes of others have, so that a browser neither guesses nor runs them.
+pub(super) fn harmless(headers: &mut HeaderMap, content_type: &str) {
+    let essence = content_type.split(';').next().unwrap_or("").trim();
+    if !INERT.iter().any(|inert| essence.eq_ignore_ascii_case(inert)) {
+        headers.insert(
+            header::CONTENT_SECURITY_POLICY,
+            HeaderValue::from_static("default-src 'none'; sandbox"),
+        );
+    }
+    let content_type = HeaderValue::from_str(content_type);
+    headers.insert(
+        header::CONTENT_TYPE,
+        content_type.unwrap_or(HeaderValue::from_static("application/octet-stream")),
+    );
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+}
+
 /// Media types in which nothing runs.
 const INERT: [&str; 4] = ["text/plain", "application/json", "application/octet-stream", "application/pdf"];
 
 /// A device's words, as far as they can stand in an error.
-fn words_of(body: Option<&Body>) -> String {
+pub(super) fn words_of(body: Option<&Body>) -> String {
     let Some(body) = body else { return String::new() };
     let head = &body.bytes[..body.bytes.len().min(MAX_WORDS * 4)];
     String::from_utf8_lossy(head)
@@ -377,13 +383,13 @@ fn object((at, value): (usize, &Value)) -> Result<ObjectId, InvalidJson> {
 
 /// What a caller wants of the relay itself.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Options {
-    wait: Option<Duration>,
-    traceparent: Option<Box<str>>,
+pub(super) struct Options {
+    pub(super) wait: Option<Duration>,
+    pub(super) traceparent: Option<Box<str>>,
 }
 
 impl Options {
-    fn read(headers: &HeaderMap, query: &mut Query) -> Result<Self, Problem> {
+    pub(super) fn read(headers: &HeaderMap, query: &mut Query) -> Result<Self, Problem> {
         match query.take("deliver")?.as_deref() {
             None | Some("now") => {}
             Some(other) => {

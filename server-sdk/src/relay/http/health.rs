@@ -42,6 +42,7 @@ pub(super) fn metrics(call: &Call) -> Result<Reply, Problem> {
         strangers,
         sessions: app.relay.sessions(),
         in_flight: app.relay.in_flight(),
+        spooled: usize::try_from(app.spool.used()).unwrap_or(usize::MAX),
         ready: !app.stopping.load(Relaxed),
     };
     Ok(text(app.metrics.text(&now), "text/plain; version=0.0.4; charset=utf-8"))

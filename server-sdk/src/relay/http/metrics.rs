@@ -91,6 +91,7 @@ impl Metrics {
         );
         text.gauge("relay_sessions", "Sessions of devices now.", now.sessions);
         text.gauge("relay_requests_in_flight", "Requests that wait for their answer now.", now.in_flight);
+        text.gauge("relay_spool_bytes", "Bytes of documents on disk now.", now.spooled);
         text.gauge("relay_ready", "1 while the relay takes new work.", usize::from(now.ready));
         text.counter("http_connections_accepted_total", "TCP connections taken in.", &self.accepted);
         text.counter(
@@ -146,6 +147,7 @@ pub(super) struct Gauges {
     pub(super) strangers: usize,
     pub(super) sessions: usize,
     pub(super) in_flight: usize,
+    pub(super) spooled: usize,
     pub(super) ready: bool,
 }
 

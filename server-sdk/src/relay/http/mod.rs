@@ -13,11 +13,15 @@ mod bosh;
 mod calls;
 mod connection;
 mod devices;
+mod documents;
 mod door;
 mod events;
 mod health;
 mod import;
 mod inquiry;
+mod intake;
+mod job_data;
+pub(crate) mod jobs;
 mod link;
 pub(crate) mod listen;
 mod metrics;
@@ -25,6 +29,7 @@ mod origin;
 mod page;
 mod peer;
 mod problem;
+mod requests;
 mod route;
 mod ws;
 
@@ -35,7 +40,7 @@ use std::{
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -60,7 +65,10 @@ use self::{
     problem::{Code, Problem, shown},
     route::Route,
 };
-use crate::relay::{auth::Auth, books::Books, config::HttpLimits, directory::Directory};
+use crate::relay::{
+    Convert, auth::Auth, books::Books, config::HttpLimits, directory::Directory, documents::Documents,
+    jobs::Jobs, spool::Spool,
+};
 
 /// `Relay-Outcome`: how far a request came (L1).
 const RELAY_OUTCOME: HeaderName = HeaderName::from_static("relay-outcome");
@@ -76,6 +84,10 @@ pub(crate) struct App {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) auth: Auth,
     pub(crate) books: Books,
+    pub(crate) spool: Spool,
+    pub(crate) jobs: Arc<Jobs>,
+    pub(crate) documents: Documents,
+    pub(crate) convert: OnceLock<Arc<dyn Convert>>,
     pub(crate) bosh: ConnectionManager,
     pub(crate) ws: WsManager,
     limits: HttpLimits,
@@ -96,11 +108,15 @@ impl App {
         auth: Auth,
         directory: Directory,
         (bosh, ws): (ConnectionManager, WsManager),
-        limits: HttpLimits,
-        trusted_proxies: Vec<IpAddr>,
+        (documents, jobs): (Documents, Arc<Jobs>),
+        (limits, trusted_proxies): (HttpLimits, Vec<IpAddr>),
     ) -> Self {
         Self {
             books: Books::new(relay.clone(), store.clone()),
+            spool: documents.spool().clone(),
+            jobs,
+            documents,
+            convert: OnceLock::new(),
             relay,
             store,
             auth,
@@ -203,6 +219,16 @@ impl Edge {
             Route::Register(device) => self.answer(devices::register(call, device)),
             Route::Alive(device) => self.answer(devices::alive(call, device)),
             Route::Respond(request) => self.answer(devices::respond(call, request)),
+            Route::Job(target, app) => self.answer(jobs::start(call, target, app)),
+            Route::JobData(request) => self.answer(job_data::body(call, request)),
+            Route::Request(request) => self.answer(async move { requests::get(&call, &request) }),
+            Route::RequestResult(request) => self.answer(async move { requests::result(&call, &request) }),
+            Route::ResumeUpload(request) => self.answer(requests::resume(call, request)),
+            Route::CancelRequest(request) => self.answer(requests::cancel(call, request)),
+            Route::Documents => self.answer(async move { documents::list(&call) }),
+            Route::GetDocument(name) => self.answer(documents::get(call, name)),
+            Route::PutDocument(name) => self.answer(documents::put(call, name)),
+            Route::DeleteDocument(name) => self.answer(documents::delete(call, name)),
             Route::Events => self.answer(events::events(call)),
             Route::Devices => self.answer(inquiry::devices(call)),
             Route::Device(target) => self.answer(inquiry::device(call, target)),

@@ -24,7 +24,9 @@ pub(super) enum Code {
     UnknownRequest,
     UnknownObject,
     UnknownKey,
+    UnknownApp,
     UnknownBook,
+    UnknownDocument,
     MethodNotAllowed,
     TooSlow,
     AmbiguousAccount,
@@ -38,8 +40,10 @@ pub(super) enum Code {
     TooLarge,
     UriTooLong,
     UnsupportedMediaType,
+    RangeNotSatisfiable,
     TooManyRequests,
     Internal,
+    NoDataYet,
     DeviceFailed,
     DeviceOffline,
     Draining,
@@ -61,6 +65,8 @@ impl Code {
             Self::UnknownRequest => (S::NOT_FOUND, "unknown-request", "No such request"),
             Self::UnknownObject => (S::NOT_FOUND, "unknown-object", "The device has no such object"),
             Self::UnknownKey => (S::NOT_FOUND, "unknown-key", "No such key"),
+            Self::UnknownApp => (S::NOT_FOUND, "unknown-app", "The device has no such app"),
+            Self::UnknownDocument => (S::NOT_FOUND, "unknown-document", "No such document"),
             Self::UnknownBook => (S::NOT_FOUND, "unknown-book", "No such address book"),
             Self::MethodNotAllowed => {
                 (S::METHOD_NOT_ALLOWED, "method-not-allowed", "Not done to this resource")
@@ -85,6 +91,10 @@ impl Code {
             Self::UnsupportedMediaType => {
                 (S::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Not a media type that is taken here")
             }
+            Self::RangeNotSatisfiable => {
+                (S::RANGE_NOT_SATISFIABLE, "range-not-satisfiable", "There are no such bytes")
+            }
+            Self::NoDataYet => (S::SERVICE_UNAVAILABLE, "no-data-yet", "There is no more data yet"),
             Self::TooManyRequests => (S::TOO_MANY_REQUESTS, "too-many-requests", "Too many requests"),
             Self::Internal => (S::INTERNAL_SERVER_ERROR, "internal", "The relay failed"),
             Self::DeviceFailed => (S::BAD_GATEWAY, "device-failed", "The device could not do it"),
@@ -140,6 +150,7 @@ struct Extra {
     device: Option<(Box<str>, Box<str>)>,
     allow: Option<&'static str>,
     errors: Option<Value>,
+    offset: Option<u64>,
     any_origin: bool,
     close: bool,
 }
@@ -209,9 +220,27 @@ impl Problem {
         self
     }
 
-    #[cfg(test)]
     pub(super) fn code(&self) -> Code {
         self.code
+    }
+
+    /// What went wrong, in words.
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// How far the call came, where its code alone does not tell.
+    #[must_use]
+    pub(super) fn with_outcome(mut self, outcome: Outcome) -> Self {
+        self.outcome = Some(outcome);
+        self
+    }
+
+    /// Says where an upload is to go on.
+    #[must_use]
+    pub(super) fn with_offset(mut self, offset: u64) -> Self {
+        self.extra().offset = Some(offset);
+        self
     }
 
     #[must_use]
@@ -254,6 +283,9 @@ impl Problem {
             json["device_status"] = Value::from(&**device_status);
             json["device_detail"] = Value::from(&**words);
         }
+        if let Some(offset) = self.extra.as_ref().and_then(|extra| extra.offset) {
+            json["offset"] = Value::from(offset);
+        }
         if let Some(errors) = self.extra.as_ref().and_then(|extra| extra.errors.as_ref()) {
             json["errors"] = errors.clone();
         }
@@ -279,6 +311,9 @@ impl Problem {
             if let Some(after) = extra.retry_after {
                 // Whole seconds, never zero: "at once" is not what a full relay wants.
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds_up(after)));
+            }
+            if let Some(offset) = extra.offset {
+                headers.insert(super::requests::UPLOAD_OFFSET, HeaderValue::from(offset));
             }
             if let Some(allow) = extra.allow {
                 headers.insert(header::ALLOW, HeaderValue::from_static(allow));

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use http::Method;
-use relay_core::ids::{AccountId, BookId, DeviceId, KeyId, ObjectId, RequestId};
+use relay_core::ids::{AccountId, AppName, BookId, DeviceId, DocumentId, KeyId, ObjectId, RequestId};
 
 use super::{
     page,
@@ -41,6 +41,16 @@ pub(super) enum Route {
     SetObject(Target, ObjectId),
     Requests(Target),
     Respond(RequestId),
+    Job(Target, AppName),
+    JobData(RequestId),
+    Request(RequestId),
+    RequestResult(RequestId),
+    ResumeUpload(RequestId),
+    CancelRequest(RequestId),
+    Documents,
+    GetDocument(DocumentId),
+    PutDocument(DocumentId),
+    DeleteDocument(DocumentId),
     Agree(AccountId, DeviceId),
     Withdraw(AccountId, DeviceId),
     GetBook(BookId),
@@ -53,7 +63,7 @@ pub(super) fn is_call(path: &str) -> bool {
     segments.next() == Some("v1")
         && matches!(segments.next(), Some("devices" | "accounts"))
         && segments.next().is_some()
-        && matches!(segments.next(), Some("objects" | "requests"))
+        && matches!(segments.next(), Some("objects" | "requests" | "apps"))
 }
 
 /// Finds the call.
@@ -148,11 +158,32 @@ fn v1(method: &Method, kind: &str, mut rest: Option<&str>) -> Result<Route, Prob
             Method::PUT => Ok(Route::PutBook(name(book, BookId::new)?)),
             _ => Err(Problem::not_allowed("GET, PUT")),
         },
-        ("requests", [id, "response"]) => only(method, &Method::POST, "POST", || {
-            // What cannot be an ID is the ID of nothing; the device is to hear that it is final.
-            let id = decode(id).ok().and_then(|id| RequestId::new(&id).ok());
-            id.map(Route::Respond).ok_or_else(|| Problem::new(Code::UnknownRequest, "no such request"))
+        ("devices", [id, "apps", app]) => only(method, &Method::POST, "POST", || {
+            Ok(Route::Job(Target::Device(name(id, DeviceId::new)?), name(app, AppName::new)?))
         }),
+        ("accounts", [id, "apps", app]) => only(method, &Method::POST, "POST", || {
+            Ok(Route::Job(Target::Account(name(id, AccountId::new)?), name(app, AppName::new)?))
+        }),
+        ("documents", []) => get(method, Route::Documents),
+        ("documents", [id]) => match *method {
+            Method::GET | Method::HEAD => Ok(Route::GetDocument(name(id, DocumentId::new)?)),
+            Method::PUT => Ok(Route::PutDocument(name(id, DocumentId::new)?)),
+            Method::DELETE => Ok(Route::DeleteDocument(name(id, DocumentId::new)?)),
+            _ => Err(Problem::not_allowed("GET, PUT, DELETE")),
+        },
+        ("requests", [id, "response"]) => {
+            only(method, &Method::POST, "POST", || Ok(Route::Respond(request(id)?)))
+        }
+        ("requests", [id, "body"]) => {
+            only(method, &Method::GET, "GET", || Ok(Route::JobData(request(id)?)))
+        }
+        ("requests", [id, "result"]) => get(method, Route::RequestResult(request(id)?)),
+        ("requests", [id]) => match *method {
+            Method::GET | Method::HEAD => Ok(Route::Request(request(id)?)),
+            Method::PATCH => Ok(Route::ResumeUpload(request(id)?)),
+            Method::DELETE => Ok(Route::CancelRequest(request(id)?)),
+            _ => Err(Problem::not_allowed("GET, PATCH, DELETE")),
+        },
         _ => Err(nowhere()),
     }
 }
@@ -188,6 +219,12 @@ fn object_call(
         _ => return Err(Problem::not_allowed("GET, PUT")),
     };
     Ok(route(target()?, name(object, ObjectId::new)?))
+}
+
+/// What cannot be an ID is the ID of nothing; whoever names it is to hear that this is final.
+fn request(id: &str) -> Result<RequestId, Problem> {
+    let id = decode(id).ok().and_then(|id| RequestId::new(&id).ok());
+    id.ok_or_else(|| Problem::new(Code::UnknownRequest, "no such request"))
 }
 
 fn name<T>(
@@ -275,6 +312,11 @@ impl Query {
         }
     }
 
+    /// All that nobody took.
+    pub(super) fn rest(self) -> Vec<(String, String)> {
+        self.0
+    }
+
     /// Refuses what nobody took: a misspelt filter would silently find everything.
     pub(super) fn finish(self) -> Result<(), Problem> {
         match self.0.first() {
@@ -323,6 +365,12 @@ mod tests {
             ("/v1/address-books/", Code::BadRequest),
             ("/v1/address-books/a/b", Code::NotFound),
             ("/v1/address-books", Code::NotFound),
+            ("/v1/documents/%2e%2e", Code::BadRequest),
+            ("/v1/documents/..%2f..%2fetc%2fpasswd", Code::BadRequest),
+            ("/v1/documents/a%5cb", Code::BadRequest),
+            ("/v1/documents/a%00", Code::BadRequest),
+            ("/v1/documents/", Code::BadRequest),
+            ("/v1/documents/a/b", Code::NotFound),
             ("/v1/devices/d/objects/", Code::BadRequest),
             ("/v1/devices/d/objects/a b", Code::BadRequest),
             ("/v1/devices/d/objects", Code::NotFound),
@@ -340,8 +388,12 @@ mod tests {
     #[test]
     fn t7_what_is_no_request_id_is_the_id_of_nothing() {
         for id in ["%00", "%ff", "a%20b", "%", &"x".repeat(65), ".."] {
-            let error = find(&Method::POST, &format!("/v1/requests/{id}/response")).unwrap_err();
-            assert_eq!(error.code(), Code::UnknownRequest, "{id}");
+            for (method, rest) in
+                [(Method::POST, "/response"), (Method::GET, "/body"), (Method::GET, ""), (Method::PATCH, "")]
+            {
+                let error = find(&method, &format!("/v1/requests/{id}{rest}")).unwrap_err();
+                assert_eq!(error.code(), Code::UnknownRequest, "{id}{rest}");
+            }
         }
     }
 
