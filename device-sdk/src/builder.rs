@@ -7,6 +7,7 @@ use tokio::sync::{Mutex, broadcast, mpsc, watch};
 
 use crate::{
     agent::{Agent, AgentConfig, Known, OnQuiet},
+    app::{App, Table},
     backoff::{MAX_RETRY_AFTER, ReconnectConfig},
     device::{Device, Inner},
     error::{StartError, StateError},
@@ -16,6 +17,7 @@ use crate::{
         client::{HttpRelay, RelayUrl},
     },
     ledger::{Ledger, LedgerConfig, RespondBy},
+    reach::Reach,
     registration::Registration,
     relays::{Open, Relays, Ways},
     router::Router,
@@ -42,6 +44,7 @@ pub struct Builder {
     on_quiet: OnQuiet,
     registration: Registration,
     router: Router,
+    apps: Vec<App>,
     respond_by: Option<RespondBy>,
     concurrency: usize,
     reconnect: ReconnectConfig,
@@ -69,6 +72,7 @@ impl Builder {
             on_quiet: OnQuiet::default(),
             registration: Registration::new(),
             router: Router::new(),
+            apps: Vec::new(),
             respond_by: None,
             concurrency: 16,
             reconnect: ReconnectConfig::default(),
@@ -133,6 +137,12 @@ impl Builder {
     /// What the device does when it is asked.
     pub fn router(mut self, router: Router) -> Self {
         self.router = router;
+        self
+    }
+
+    /// A named function of the device that services send work to: printing, say. The relay is told of it by itself.
+    pub fn app(mut self, app: App) -> Self {
+        self.apps.push(app);
         self
     }
 
@@ -204,6 +214,7 @@ impl Builder {
         let device = DeviceId::new(&self.device_id)?;
         let url = RelayUrl::parse(&self.relay_url, self.allow_plaintext)?;
         self.check()?;
+        let apps = Table::new(self.apps)?;
         let (state, damage) = open_state(self.state_folder, &device).await?;
         let stored = state.read();
         let token = stored.token().or(self.token);
@@ -254,6 +265,15 @@ impl Builder {
         let mut ledger = LedgerConfig::new(self.respond_by.unwrap_or(by_default));
         ledger.concurrency = self.concurrency;
 
+        let mut registration = Registration { keepalive, ..self.registration };
+        apps.register(&mut registration);
+        let (reach, _) = watch::channel(Reach {
+            ways: ways.clone(),
+            at: relays.home().clone(),
+            token: token.clone().unwrap_or_else(|| Secret::new("")),
+            channels: ways.connector.info().channels,
+        });
+
         let (commands, receiver) = mpsc::channel(16);
         let (events, first_events) = broadcast::channel(BACKLOG);
         let maintenance = stored.maintenance.unwrap_or(self.maintenance);
@@ -276,8 +296,11 @@ impl Builder {
             relays,
             ways,
             router: self.router,
+            apps,
+            reach,
+            seed: seed(),
             state,
-            registration: Registration { keepalive, ..self.registration },
+            registration,
             pin: self.pin,
             token,
             commands: receiver,

@@ -36,6 +36,14 @@ pub enum StartError {
         /// Why not.
         why: Box<str>,
     },
+    /// An app cannot be.
+    #[error("the app {name:?} cannot be used: {why}")]
+    App {
+        /// Its name.
+        name: Box<str>,
+        /// Why not.
+        why: Box<str>,
+    },
     /// Neither a PIN, nor a token, nor a state folder that holds one.
     #[error(
         "there is no credential: give a PIN or a token, or the state folder of a device that was enrolled"

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use relay_core::{
-    ids::{Method, ObjectId, RequestId},
+    app::Progress,
+    ids::{AppName, Method, ObjectId, RequestId},
+    request::Status,
     transport::EndReason,
 };
 use tokio::sync::broadcast;
@@ -128,6 +130,29 @@ pub enum Event {
         /// What became of it.
         verdict: Verdict,
     },
+    /// An app began a job.
+    JobStarted {
+        /// The job's ID.
+        id: RequestId,
+        /// The app.
+        app: AppName,
+    },
+    /// How far an app is with a job.
+    JobProgress {
+        /// The job's ID.
+        id: RequestId,
+        /// How far.
+        progress: Progress,
+    },
+    /// A job is over, or was refused.
+    JobEnded {
+        /// The job's ID.
+        id: RequestId,
+        /// The app.
+        app: AppName,
+        /// How it ended.
+        end: JobEnd,
+    },
     /// The device was shut down.
     Stopped,
     /// The reader was too slow: this many events are gone for it.
@@ -135,6 +160,23 @@ pub enum Event {
         /// How many.
         missed: u64,
     },
+}
+
+/// How a job ended at the device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum JobEnd {
+    /// It is done.
+    Done,
+    /// It is not done; this is what the service is told.
+    Failed {
+        /// The code.
+        status: Status,
+        /// The words.
+        words: Box<str>,
+    },
+    /// Nobody wants it any more, or the relay does not have it any more. Offered again, it is gone on with.
+    Cancelled,
 }
 
 /// A reader of [`Event`]s. Holds the latest 256; a slower reader sees [`Event::Lagged`], never silence.

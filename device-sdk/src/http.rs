@@ -13,6 +13,9 @@ use relay_core::{
 use crate::registration::Registration;
 
 pub(crate) mod client;
+mod data;
+
+pub use self::data::{JobPart, JobStream};
 
 /// The device's calls of its relay outside the session. The SDK makes them by HTTP; a test may make them to a relay in
 /// its own process.
@@ -54,6 +57,16 @@ pub trait RelayHttp: fmt::Debug + Send + Sync + 'static {
         id: &RequestId,
         response: &Response,
     ) -> Result<Verdict, HttpError>;
+
+    /// The data of job `id` from the offset `from` on, or a part of it, for a transport without channels. `None`: the
+    /// relay has no such job, or no longer. Nothing in the part, and a total of `from`: there is no more.
+    ///
+    /// The stream's items are bounded in time, too.
+    ///
+    /// # Errors
+    /// Any: it is asked for again later.
+    async fn job_data(&self, token: &Secret, id: &RequestId, from: u64)
+    -> Result<Option<JobPart>, HttpError>;
 }
 
 /// What the relay finally said of an answer.

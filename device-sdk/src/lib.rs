@@ -61,6 +61,7 @@
 pub mod guide {}
 
 mod agent;
+mod app;
 mod backoff;
 mod builder;
 mod device;
@@ -69,6 +70,7 @@ mod event;
 mod handler;
 mod http;
 mod ledger;
+mod reach;
 mod registration;
 mod relays;
 mod router;
@@ -77,21 +79,23 @@ mod shell;
 mod state;
 
 pub use relay_core::{
+    app::{Progress, print::PrintTicket},
     ids::{AccountId, AppName, DeviceId, Method, ObjectId, RequestId, SiteId},
     request::{Body, Request, Response},
 };
 
 pub use crate::{
     agent::OnQuiet,
+    app::{App, IntoVersion, Job},
     backoff::ReconnectConfig,
     builder::Builder,
     device::Device,
     error::{ControlError, OnlineError, StartError, StateError},
-    event::{Event, Events, SessionState, Step},
+    event::{Event, Events, JobEnd, SessionState, Step},
     handler::{Context, FromRequest, Handler, HandlerError, IntoBody, Json, Set},
-    http::{HttpError, HttpErrorKind, RelayHttp, Verdict},
+    http::{HttpError, HttpErrorKind, JobPart, JobStream, RelayHttp, Verdict},
     ledger::RespondBy,
-    registration::{App, Registration},
+    registration::{AppEntry, Registration},
     router::Router,
 };
 

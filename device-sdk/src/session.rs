@@ -76,8 +76,8 @@ impl Inbound for Mailbox {
     }
 }
 
-/// What waits to go to the relay. Holds one ping, one pong, and one `received` and one answer for each request that is
-/// open in the ledger, however long the session takes nothing.
+/// What waits to go to the relay. Holds one ping, one pong, and one `received`, one `progress` and one answer for each
+/// request that is open in the ledger, however long the session takes nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox(VecDeque<Envelope>);
 
@@ -107,7 +107,7 @@ fn says_the_same(a: &Envelope, b: &Envelope) -> bool {
 /// Which request an envelope to the relay is about.
 const fn about(envelope: &Envelope) -> Option<&RequestId> {
     match envelope {
-        Envelope::Response { id, .. } | Envelope::Received { id } => Some(id),
+        Envelope::Response { id, .. } | Envelope::Received { id } | Envelope::Progress { id, .. } => Some(id),
         _ => None,
     }
 }

@@ -1,5 +1,7 @@
 //! [`RelayHttp`] by reqwest.
 
+mod job_data;
+
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
@@ -18,7 +20,7 @@ use rustls::ClientConfig;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{HttpError, HttpErrorKind, RelayHttp, Verdict};
+use super::{HttpError, HttpErrorKind, JobPart, RelayHttp, Verdict};
 use crate::{error::StartError, registration::Registration};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -171,12 +173,18 @@ impl HttpRelay {
     }
 }
 
-async fn send(request: RequestBuilder) -> Result<Answer, HttpError> {
-    let unreachable = |error: reqwest::Error| HttpError {
+fn unreachable(error: reqwest::Error) -> HttpError {
+    HttpError {
         source: Some(error.without_url().into()),
         ..HttpError::new(HttpErrorKind::Unreachable, "the relay was not reached, or its answer was lost")
-    };
-    let mut response = request.send().await.map_err(unreachable)?;
+    }
+}
+
+async fn send(request: RequestBuilder) -> Result<Answer, HttpError> {
+    read(request.send().await.map_err(unreachable)?).await
+}
+
+async fn read(mut response: reqwest::Response) -> Result<Answer, HttpError> {
     let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
     let retry_after = header(header::RETRY_AFTER)
         .and_then(|field| retry_after::read(field, header(header::DATE), SystemTime::now()));
@@ -339,6 +347,15 @@ impl RelayHttp for HttpRelay {
             (413, Some(_)) => Ok(Verdict::TooLarge),
             _ => Err(answer.error()),
         }
+    }
+
+    async fn job_data(
+        &self,
+        token: &Secret,
+        id: &RequestId,
+        from: u64,
+    ) -> Result<Option<JobPart>, HttpError> {
+        job_data::fetch(self.authorized(Method::GET, &format!("v1/requests/{id}/body"), token), from).await
     }
 }
 

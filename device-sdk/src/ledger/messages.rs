@@ -70,6 +70,14 @@ pub(crate) enum Input {
     Cancel {
         id: RequestId,
     },
+    /// The relay closes the app of this job, if it is at work.
+    Close {
+        id: RequestId,
+    },
+    /// The job came to nothing, and nobody wants to hear of it.
+    Unwanted {
+        id: RequestId,
+    },
     /// The handler is done.
     Finished {
         id: RequestId,
@@ -100,6 +108,16 @@ pub(crate) enum Output {
         id: RequestId,
         request: Arc<Request>,
         deadline: Instant,
+    },
+    /// Work for an app.
+    Offer {
+        id: RequestId,
+        request: Arc<Request>,
+    },
+    /// The relay has this job still, which is at work.
+    OfferedAgain {
+        id: RequestId,
+        request: Arc<Request>,
     },
     /// Nobody wants the answer any more: tell the handler.
     Cancel(RequestId),

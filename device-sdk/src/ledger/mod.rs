@@ -5,6 +5,10 @@
 //!    └─ too many ─▶ Owed (`busy`)                  ▲     └─ failed ─▶ sent again, with back-off
 //! the same ID again: still running → nothing; answered → that answer again, never the handler again
 //! ```
+//!
+//! A job (a request with an offer in it) runs at once, in no handler's place: when it has its turn, and how long it may
+//! take, is its app's. One that came to nothing because nobody wanted it is forgotten, so that it can be offered again
+//! and gone on with.
 
 mod messages;
 #[cfg(test)]
@@ -61,10 +65,17 @@ enum Way {
 #[derive(Debug)]
 struct Entry {
     stage: Stage,
-    deadline: Instant,
+    /// A job has none.
+    deadline: Option<Instant>,
     /// When to say `received`, if it was not said.
     received_at: Option<Instant>,
     cancelled: bool,
+}
+
+impl Entry {
+    const fn is_job(&self) -> bool {
+        self.deadline.is_none()
+    }
 }
 
 #[derive(Debug)]
@@ -123,7 +134,14 @@ impl Ledger {
         match input {
             Input::Request { id, request, deadline } => self.request(now, id, request, deadline),
             Input::Cancel { id } => self.cancel(now, &id),
+            Input::Close { id } => {
+                let is_job_at_work = |entry: &&Entry| entry.is_job() && matches!(entry.stage, Stage::Running);
+                if self.entries.get(&id).filter(is_job_at_work).is_some() {
+                    self.cancel(now, &id);
+                }
+            }
             Input::Finished { id, response } => self.finished(now, &id, response),
+            Input::Unwanted { id } => self.unwanted(&id),
             Input::Delivered { id, result } => self.delivered(now, &id, result),
             Input::Ack { id, disposition } => self.acknowledged(now, &id, disposition.into()),
             Input::SessionUp { max_body } => {
@@ -158,7 +176,7 @@ impl Ledger {
             let entry = self.entries.get(id)?;
             match &entry.stage {
                 Stage::Queued(_) | Stage::Running => {
-                    let deadline = (!entry.cancelled).then_some(entry.deadline);
+                    let deadline = entry.deadline.filter(|_| !entry.cancelled);
                     [entry.received_at, deadline].into_iter().flatten().min()
                 }
                 Stage::Owed { way: Way::Pushed(at) | Way::Later(at), .. } => Some(*at),
@@ -170,7 +188,7 @@ impl Ledger {
 
     fn request(&mut self, now: Instant, id: RequestId, request: Arc<Request>, deadline: Instant) {
         if self.entries.contains_key(&id) {
-            return self.request_again(now, &id);
+            return self.request_again(now, &id, request);
         }
         // Refusals are owed too; twice the bound is where a relay that minds no bound is no longer listened to.
         if self.open.len() >= self.config.in_flight.saturating_mul(2) {
@@ -178,6 +196,9 @@ impl Ledger {
             return;
         }
         let received_at = Some(now + self.config.received_after);
+        if request.offer.is_some() {
+            return self.offer(now, id, request, received_at);
+        }
         self.outputs.push_back(Output::Event(Event::Requested {
             id: id.clone(),
             method: request.method.clone(),
@@ -189,29 +210,47 @@ impl Ledger {
         self.open.push(id.clone());
         self.entries.insert(
             id.clone(),
-            Entry { stage: Stage::Queued(request), deadline, received_at, cancelled: false },
+            Entry { stage: Stage::Queued(request), deadline: Some(deadline), received_at, cancelled: false },
         );
         if full || !self.taking {
-            self.outputs.push_back(Output::Event(Event::TurnedAway { id: id.clone() }));
-            let (code, words) = if self.taking {
-                ("busy", "the device has too many requests at once")
-            } else {
-                ("shutting-down", "the device is being shut down")
-            };
-            self.owe(now, &id, Response::error(status(code), words));
+            self.turn_away(now, &id);
         } else {
             self.queue.push_back(id);
-            self.start_handlers();
+            self.start_handlers(now);
         }
     }
 
+    fn offer(&mut self, now: Instant, id: RequestId, request: Arc<Request>, received_at: Option<Instant>) {
+        self.open.push(id.clone());
+        let entry = Entry { stage: Stage::Running, deadline: None, received_at, cancelled: false };
+        self.entries.insert(id.clone(), entry);
+        if self.taking {
+            self.outputs.push_back(Output::Offer { id, request });
+        } else {
+            self.turn_away(now, &id);
+        }
+    }
+
+    fn turn_away(&mut self, now: Instant, id: &RequestId) {
+        self.outputs.push_back(Output::Event(Event::TurnedAway { id: id.clone() }));
+        let (code, words) = if self.taking {
+            ("busy", "the device has too many requests at once")
+        } else {
+            ("shutting-down", "the device is being shut down")
+        };
+        self.owe(now, id, Response::error(status(code), words));
+    }
+
     /// B13: a request that was seen is not run again; what it was answered is sent again.
-    fn request_again(&mut self, now: Instant, id: &RequestId) {
+    fn request_again(&mut self, now: Instant, id: &RequestId, request: Arc<Request>) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         match &mut entry.stage {
             Stage::Queued(_) | Stage::Running => {
                 // The relay does not know that it arrived.
                 entry.received_at = Some(now);
+                if entry.is_job() {
+                    self.outputs.push_back(Output::OfferedAgain { id: id.clone(), request });
+                }
                 return;
             }
             Stage::Owed { .. } => {}
@@ -230,7 +269,7 @@ impl Ledger {
         self.send_again(now, id, |way| !matches!(way, Way::Delivering));
     }
 
-    fn start_handlers(&mut self) {
+    fn start_handlers(&mut self, now: Instant) {
         while self.running < self.config.concurrency {
             let Some(id) = self.queue.pop_front() else { return };
             let Some(entry) = self.entries.get_mut(&id) else { continue };
@@ -238,7 +277,8 @@ impl Ledger {
                 let request = request.clone();
                 entry.stage = Stage::Running;
                 self.running += 1;
-                self.outputs.push_back(Output::Run { id, request, deadline: entry.deadline });
+                let deadline = entry.deadline.unwrap_or(now);
+                self.outputs.push_back(Output::Run { id, request, deadline });
             }
         }
     }
@@ -267,8 +307,10 @@ impl Ledger {
         if !matches!(entry.stage, Stage::Running) {
             return;
         }
-        self.running -= 1;
-        let wanted = !entry.cancelled || entry.deadline <= now;
+        if !entry.is_job() {
+            self.running -= 1;
+        }
+        let wanted = !entry.cancelled || entry.deadline.is_some_and(|deadline| deadline <= now);
         if wanted {
             self.owe(now, id, response);
         } else {
@@ -276,7 +318,16 @@ impl Ledger {
             self.remember_response(id, response);
             self.close(now, id, None);
         }
-        self.start_handlers();
+        self.start_handlers(now);
+    }
+
+    /// A job that was cancelled, or is not to be had any more, and was not done.
+    fn unwanted(&mut self, id: &RequestId) {
+        if self.entries.get(id).is_some_and(|entry| matches!(entry.stage, Stage::Running)) {
+            self.entries.remove(id);
+            self.open.retain(|open| open != id);
+            self.outputs.push_back(Output::Withdraw(id.clone()));
+        }
     }
 
     fn remember_response(&mut self, id: &RequestId, response: Response) {
@@ -394,7 +445,7 @@ impl Ledger {
                             self.outputs.push_back(Output::Push(Envelope::Received { id: id.clone() }));
                         }
                     }
-                    if entry.deadline <= now && !entry.cancelled {
+                    if entry.deadline.is_some_and(|deadline| deadline <= now) && !entry.cancelled {
                         self.cancel(now, &id);
                     }
                 }

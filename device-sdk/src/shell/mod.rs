@@ -1,5 +1,6 @@
 //! The device's one task: carries out what the agent and the ledger say, and tells them what happened.
 
+mod jobs;
 mod ops;
 #[cfg(test)]
 mod tests;
@@ -27,13 +28,18 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::ops::{Outcome, end_reason};
+use self::{
+    jobs::Jobs,
+    ops::{Outcome, end_reason},
+};
 use crate::{
     agent::{self, Agent, Attempt, Done, Failure, Place},
+    app::{Table, work::Note},
     event::{Event, SessionState},
     handler::{Context, status},
     http::{Verdict, client::RelayUrl},
     ledger::{self, Ledger},
+    reach::Reach,
     registration::Registration,
     relays::{Relays, Ways},
     router::Router,
@@ -61,6 +67,9 @@ pub(crate) struct Parts {
     pub(crate) relays: Relays,
     pub(crate) ways: Ways,
     pub(crate) router: Router,
+    pub(crate) apps: Table,
+    pub(crate) reach: watch::Sender<Reach>,
+    pub(crate) seed: u64,
     pub(crate) state: State,
     pub(crate) registration: Registration,
     pub(crate) pin: Option<Secret>,
@@ -109,6 +118,7 @@ pub(crate) struct Shell {
     link: Option<Link>,
     handlers: JoinSet<(RequestId, Response)>,
     cancels: HashMap<RequestId, CancellationToken>,
+    jobs: Jobs,
     deliveries: JoinSet<(RequestId, Result<Verdict, Option<Duration>>)>,
     /// Sessions that are being closed. What still comes on them is not lost.
     goodbyes: JoinSet<Arc<Mailbox>>,
@@ -131,6 +141,7 @@ enum Happened {
     Pushed(Result<(), TransportError>),
     Ran(Attempt, Result<Outcome, Failure>),
     Handled(RequestId, Response),
+    Noted(Option<Note>),
     Delivered(RequestId, Result<Verdict, Option<Duration>>),
     Closed(Arc<Mailbox>),
     Woken,
@@ -159,6 +170,7 @@ impl Shell {
             link: None,
             handlers: JoinSet::new(),
             cancels: HashMap::new(),
+            jobs: Jobs::new(parts.apps, parts.reach, parts.seed),
             deliveries: JoinSet::new(),
             goodbyes: JoinSet::new(),
             leaving: None,
@@ -187,7 +199,7 @@ impl Shell {
 
     /// Waits for the next thing to happen. Everything here may be dropped half-way.
     async fn next(&mut self, wake: Option<Instant>) -> Happened {
-        let Self { commands, link, running, handlers, deliveries, goodbyes, leaving, .. } = self;
+        let Self { commands, link, running, handlers, jobs, deliveries, goodbyes, leaving, .. } = self;
         let mailbox = link.as_ref().map(|link| link.mailbox.clone());
         let mail = async {
             match &mailbox {
@@ -219,6 +231,7 @@ impl Shell {
             pushed = pushing => Happened::Pushed(pushed),
             (attempt, result) = ran => Happened::Ran(attempt, result),
             Some(Ok((id, response))) = handlers.join_next() => Happened::Handled(id, response),
+            note = jobs.next() => Happened::Noted(note),
             Some(Ok((id, result))) = deliveries.join_next() => Happened::Delivered(id, result),
             Some(Ok(mailbox)) = goodbyes.join_next() => Happened::Closed(mailbox),
             () = waking => Happened::Woken,
@@ -242,6 +255,11 @@ impl Shell {
                 self.cancels.remove(&id);
                 self.ledger.handle_input(now, ledger::Input::Finished { id, response });
             }
+            Happened::Noted(note) => {
+                if let Some(note) = note {
+                    self.note(note);
+                }
+            }
             Happened::Delivered(id, result) => {
                 self.ledger.handle_input(now, ledger::Input::Delivered { id, result });
             }
@@ -258,6 +276,7 @@ impl Shell {
             for cancel in self.cancels.values() {
                 cancel.cancel();
             }
+            self.jobs.cancel_all();
             self.agent.handle_input(now, agent::Input::Shutdown);
         }
     }
@@ -266,7 +285,8 @@ impl Shell {
     fn has_left(&self) -> bool {
         match self.leaving {
             Some(Leaving::Closing(until)) => {
-                until <= crate::now() || (self.goodbyes.is_empty() && !self.ledger.owes())
+                until <= crate::now()
+                    || (self.goodbyes.is_empty() && !self.ledger.owes() && self.jobs.is_empty())
             }
             _ => false,
         }
@@ -279,6 +299,7 @@ impl Shell {
             Some(Command::Register(registration)) => {
                 let keepalive = self.registration.keepalive;
                 self.registration = Registration { keepalive, ..*registration };
+                self.jobs.table().register(&mut self.registration);
                 agent::Input::Register
             }
             Some(Command::Enroll(pin)) => {
@@ -349,6 +370,7 @@ impl Shell {
         let input = match envelope {
             Envelope::Request { id, request, deadline } => ledger::Input::Request { id, request, deadline },
             Envelope::Cancel { id } => ledger::Input::Cancel { id },
+            Envelope::Close { id, .. } => ledger::Input::Close { id },
             Envelope::Ack { id, disposition } => ledger::Input::Ack { id, disposition },
             // Nothing else is for a device to hear.
             _ => return,
@@ -384,6 +406,7 @@ impl Shell {
         let result = result.map(|outcome| match outcome {
             Outcome::Enrolled(token) => {
                 (self.token, self.pin) = (Some(token), None);
+                self.reached(None);
                 Done::Enrolled
             }
             Outcome::Registered => Done::Registered,
@@ -392,6 +415,7 @@ impl Shell {
                 let mailbox = Arc::new(Mailbox::default());
                 session.push.start(Started::new(session.id.clone(), session.resumed, mailbox.clone()));
                 let max_body = session.info.max_body;
+                self.reached(Some(session.info.channels));
                 let mut outbox = Outbox::default();
                 // Its pong is the push that shows that pushes come through.
                 outbox.put(Envelope::Ping);
@@ -431,10 +455,12 @@ impl Shell {
             }
             agent::Output::Move(Place::Home) => {
                 (self.at, self.ways) = (self.relays.home().clone(), self.home.clone());
+                self.reached(None);
             }
             agent::Output::Move(Place::Away) => {
                 if let Some(relay) = self.sent_to.take() {
                     (self.at, self.ways) = relay;
+                    self.reached(None);
                 }
             }
             agent::Output::Refresh => {
@@ -457,10 +483,13 @@ impl Shell {
     fn carry_out_ledger(&mut self, output: ledger::Output) {
         match output {
             ledger::Output::Run { id, request, deadline } => self.handle(id, request, deadline),
+            ledger::Output::Offer { id, request } => self.offered(id, &request),
+            ledger::Output::OfferedAgain { id, request } => self.jobs.offered_again(&id, &request),
             ledger::Output::Cancel(id) => {
                 if let Some(cancel) = self.cancels.get(&id) {
                     cancel.cancel();
                 }
+                self.jobs.cancel(&id);
             }
             ledger::Output::Deliver(id, response) => self.deliver(id, response),
             ledger::Output::Push(envelope) => self.put(envelope),

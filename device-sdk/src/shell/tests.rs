@@ -10,7 +10,7 @@ use relay_core::{
 };
 
 use super::*;
-use crate::{Builder, Device, HttpError, HttpErrorKind, RelayHttp, RespondBy, relays::Open};
+use crate::{Builder, Device, HttpError, HttpErrorKind, JobPart, RelayHttp, RespondBy, relays::Open};
 
 /// All relays there are.
 #[derive(Debug, Clone, Default)]
@@ -104,6 +104,10 @@ impl RelayHttp for Relay {
 
     async fn respond(&self, _: &Secret, _: &RequestId, _: &Response) -> Result<Verdict, HttpError> {
         self.called("respond").map(|()| Verdict::Accepted)
+    }
+
+    async fn job_data(&self, _: &Secret, _: &RequestId, _: u64) -> Result<Option<JobPart>, HttpError> {
+        self.called("job_data").map(|()| None)
     }
 }
 

@@ -3,6 +3,8 @@
 mod answers;
 mod control;
 mod handlers;
+mod jobs;
+mod links;
 mod session;
 mod wire;
 mod world;

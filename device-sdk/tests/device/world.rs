@@ -10,8 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use device_sdk::{
-    Builder, Device, DeviceId, Event, Events, HttpError, HttpErrorKind, ObjectId, Registration, RelayHttp,
-    Request, RequestId, Response, Router, Verdict,
+    Builder, Device, DeviceId, Event, Events, HttpError, HttpErrorKind, JobPart, ObjectId, Registration,
+    RelayHttp, Request, RequestId, Response, Router, SessionState, Verdict,
 };
 use relay_core::{
     Call, Relay,
@@ -21,8 +21,11 @@ use relay_core::{
     memory::{self, MemoryConnector},
     outcome::RequestError,
     relay::{Answer, State},
-    transport::{ConnectOptions, Connector, Session, TransportInfo},
+    request_ids::MacRequestIds,
+    transport::{ChannelOptions, ConnectOptions, Connector, DeviceChannel, Session, TransportInfo},
 };
+
+use crate::links::Links;
 
 pub(crate) const PIN: &str = "12345678";
 pub(crate) const TOKEN: &str = "token";
@@ -64,11 +67,16 @@ pub(crate) struct Inner {
     pub(crate) down: AtomicBool,
     /// So many answers by HTTP are lost before one arrives.
     pub(crate) lose: AtomicUsize,
+    /// The links that carry jobs' data.
+    pub(crate) links: Links,
+    /// What was registered last.
+    pub(crate) registered: Mutex<Option<Registration>>,
 }
 
 fn start_relay() -> (Relay, MemoryConnector) {
     let (connector, listener) = memory::transport(Arc::new(Door));
-    let relay = Relay::builder().build();
+    // A relay that is started anew knows the IDs that it gave before.
+    let relay = Relay::builder().request_ids(Arc::new(MacRequestIds::new(&[7; 32]))).build();
     let serving = relay.clone();
     tokio::spawn(async move { serving.serve(Box::new(listener)).await });
     (relay, connector)
@@ -82,6 +90,8 @@ impl World {
             pin: Mutex::new(Some(PIN.to_owned())),
             down: AtomicBool::new(false),
             lose: AtomicUsize::new(0),
+            links: Links::default(),
+            registered: Mutex::default(),
         }))
     }
 
@@ -97,6 +107,15 @@ impl World {
     pub(crate) fn restart_relay(&self) {
         let before = std::mem::replace(&mut *self.0.relay.lock().unwrap(), start_relay());
         before.1.cut(&device_id());
+        self.0.links.cut();
+    }
+
+    /// The device's program dies without a word.
+    pub(crate) async fn kill(&self, device: Device) {
+        self.connector().cut(&device_id());
+        let mut state = device.watch();
+        drop(device);
+        let _ = state.wait_for(|state| *state == SessionState::Stopped).await;
     }
 
     fn log(&self, call: impl Into<String>) -> Result<(), HttpError> {
@@ -154,6 +173,12 @@ impl Connector for World {
         let connector = self.connector();
         connector.connect(options).await
     }
+
+    async fn channel(&self, options: ChannelOptions) -> Result<DeviceChannel, TransportError> {
+        self.log("channel").map_err(|_| TransportError::new("memory", ErrorKind::Unreachable, "down"))?;
+        let connector = self.connector();
+        Ok(self.0.links.channel(connector.channel(options).await?))
+    }
 }
 
 #[async_trait]
@@ -180,6 +205,7 @@ impl RelayHttp for World {
             return Err(HttpError::new(HttpErrorKind::Unauthenticated, "not accepted"));
         }
         self.relay().registered(device, registration.keepalive);
+        *self.0.registered.lock().unwrap() = Some(registration.clone());
         Ok(())
     }
 
@@ -199,6 +225,11 @@ impl RelayHttp for World {
             return Err(HttpError::new(HttpErrorKind::Unreachable, "lost"));
         }
         Ok(self.relay().respond(&device_id(), id, response.clone()).into())
+    }
+
+    async fn job_data(&self, _: &Secret, id: &RequestId, from: u64) -> Result<Option<JobPart>, HttpError> {
+        self.log("job_data")?;
+        Ok(self.relay().job_data(&device_id(), id).map(|data| self.0.links.part(data, from)))
     }
 }
 
