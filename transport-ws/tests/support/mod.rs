@@ -1,6 +1,7 @@
 //! A host for the server end on loopback, with no HTTP but what an upgrade needs, and a dialler whose links can be cut.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod channel;
 pub mod raw;
 
 use std::{

@@ -86,7 +86,9 @@ impl Raw {
 
     pub fn of(stream: TcpStream, side: Side) -> Self {
         stream.set_nodelay(true).unwrap();
-        Self { stream, bytes: Vec::new(), decoder: Decoder::new(side, FrameLimits::default()) }
+        let mut limits = FrameLimits::default();
+        limits.binary = true;
+        Self { stream, bytes: Vec::new(), decoder: Decoder::new(side, limits) }
     }
 
     /// Opens a control session with a good head but for `changes`.
