@@ -10,10 +10,11 @@ use std::{
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use relay_core::{
     auth::ScramVerifier,
-    ids::{AccountId, DeviceId, KeyId},
+    book::{BookKey, Version},
+    ids::{AccountId, AppName, BookId, DeviceId, KeyId},
     store::{
-        Credential, Description, DeviceQuery, DeviceSettings, Membership, MemoryStore, Pin, PinAttempt,
-        PinParameters, Prepared, Registration, ServiceKey, Store,
+        App, BookPut, Credential, Description, DeviceQuery, DeviceSettings, Membership, MemoryStore, Pin,
+        PinAttempt, PinParameters, Prepared, Registration, ServiceKey, Store,
     },
 };
 use server_sdk::relay::store::{DataFolder, SqliteStore};
@@ -29,6 +30,11 @@ enum Step {
     PutKey(KeyId, Vec<String>, Option<u64>),
     RemoveKey(KeyId),
     Find(DeviceQuery, Option<DeviceId>, usize),
+    /// Of the book's current version, or of one that is not.
+    PutBook(BookKey, bool, Option<DeviceId>),
+    /// The current version, or one before it.
+    HoldBook(BookKey, DeviceId, bool),
+    Lacking(BookKey, DeviceId, usize),
     Restart,
 }
 
@@ -48,6 +54,11 @@ fn key() -> impl Strategy<Value = KeyId> {
     select(vec!["k", "K", "l"]).prop_map(|id| KeyId::new(id).unwrap())
 }
 
+fn book() -> impl Strategy<Value = BookKey> {
+    (account(), select(vec!["p", "P", "q"]))
+        .prop_map(|(account, book)| BookKey::new(account, BookId::new(book).unwrap()))
+}
+
 /// Few texts, so that they meet; some of them odd, so that they would not if one were taken for a pattern.
 fn words() -> impl Strategy<Value = String> {
     prop_oneof![
@@ -64,8 +75,11 @@ fn settings() -> impl Strategy<Value = DeviceSettings> {
 
 fn description() -> impl Strategy<Value = Description> {
     let capabilities = proptest::collection::btree_map(words(), option::of(words()), 0..4);
-    (settings(), option::of(1..3600_u64), capabilities, vec(words(), 0..3), vec(account(), 0..4)).prop_map(
-        |(settings, keepalive, capabilities, formats, accounts)| Description {
+    let apps = vec(select(vec!["address", "Address", "print"]), 0..2);
+    let app =
+        |name| App { name: AppName::new(name).unwrap(), path: "/a".into(), port: None, protocol: "a".into() };
+    (settings(), option::of(1..3600_u64), capabilities, vec(words(), 0..3), apps, vec(account(), 0..4))
+        .prop_map(move |(settings, keepalive, capabilities, formats, apps, accounts)| Description {
             name: settings.name,
             model: settings.model,
             mac: settings.mac,
@@ -73,11 +87,10 @@ fn description() -> impl Strategy<Value = Description> {
             keepalive: keepalive.map(Duration::from_secs),
             capabilities: capabilities.into_iter().map(|(name, value)| (name, value.into())).collect(),
             formats,
-            apps: Vec::new(),
+            apps: apps.into_iter().map(app).collect(),
             accounts,
             site: None,
-        },
-    )
+        })
 }
 
 fn query() -> impl Strategy<Value = DeviceQuery> {
@@ -111,6 +124,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (key(), vec(words(), 0..3), option::of(0..9_u64)).prop_map(|(id, scopes, expires)| Step::PutKey(id, scopes, expires)),
         1 => key().prop_map(Step::RemoveKey),
         4 => (query(), option::of(id()), 0..5_usize).prop_map(|(query, after, limit)| Step::Find(query, after, limit)),
+        4 => (book(), any::<bool>(), option::of(id())).prop_map(|(book, current, by)| Step::PutBook(book, current, by)),
+        4 => (book(), id(), any::<bool>()).prop_map(|(book, id, current)| Step::HoldBook(book, id, current)),
+        4 => (book(), id(), 0..4_usize).prop_map(|(book, id, limit)| Step::Lacking(book, id, limit)),
         1 => Just(Step::Restart),
     ]
 }
@@ -184,6 +200,36 @@ async fn take(store: &dyn Store, step: &Step, now: u64) -> String {
                 }
             }
         }
+        Step::PutBook(key, current, by) => {
+            let before = store.book(key).await.unwrap();
+            let follows = before.as_ref().map(|book| book.version).filter(|_| *current);
+            let mut put = BookPut::new(key.clone(), follows, format!("<n>{now}</n>").into());
+            put.holder.clone_from(by);
+            let stored = store.put_book(&put, at(now)).await.unwrap();
+            let old = match follows {
+                Some(version) => store.book_content(key, version).await.unwrap(),
+                None => None,
+            };
+            format!("{before:?} {stored:?} {old:?} {:?}", store.book(key).await.unwrap())
+        }
+        Step::HoldBook(key, id, current) => {
+            let Some(book) = store.book(key).await.unwrap() else { return String::new() };
+            let number = if *current { book.version.number() } else { 1 };
+            let held = store.hold_book(key, id, Version::new(number).unwrap()).await;
+            held.unwrap().to_string()
+        }
+        Step::Lacking(key, id, limit) => {
+            let (mut found, mut after) = (Vec::new(), None);
+            loop {
+                let page = store.lacking_devices(key, after.as_ref(), *limit).await.unwrap();
+                assert!(page.items.len() <= (*limit).max(1));
+                found.extend(page.items);
+                after = page.next;
+                if after.is_none() {
+                    return format!("{found:?} {:?}", store.lacking_books(id).await.unwrap());
+                }
+            }
+        }
         Step::Restart => String::new(),
     }
 }
@@ -204,7 +250,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn t41_p5_the_store_on_disk_answers_as_the_one_in_memory_does(steps in vec(step(), 1..60)) {
+    fn t41_p5_a5_the_store_on_disk_answers_as_the_one_in_memory_does(steps in vec(step(), 1..90)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let compared: Result<(), TestCaseError> = runtime.block_on(async {
             let folder = tempfile::tempdir().unwrap();
