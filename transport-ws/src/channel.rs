@@ -46,6 +46,7 @@ struct Shared<W: Words> {
 struct State<W: Words> {
     machine: Machine<W>,
     stream: Option<BoxStream>,
+    unflushed: bool,
     /// Of the channel's task, once it runs.
     task: Option<Waker>,
     halves: u8,
@@ -66,7 +67,7 @@ impl<W: Words> fmt::Debug for Shared<W> {
 impl<W: Words> State<W> {
     fn write(&mut self, cx: &mut Context<'_>) {
         if let Some(stream) = &mut self.stream {
-            pump::write(stream, &mut self.machine, cx);
+            pump::write(stream, &mut self.machine, &mut self.unflushed, cx);
         }
     }
 
@@ -115,7 +116,7 @@ pub(crate) fn run<W: Words>(
     runtime: &Handle,
 ) -> Channel<W::Out, W::In> {
     machine.received(early, now());
-    let state = State { machine, stream: Some(stream), task: None, halves: 2, done: false };
+    let state = State { machine, stream: Some(stream), unflushed: false, task: None, halves: 2, done: false };
     let shared = Arc::new(Shared { state: Mutex::new(state), room: Notify::new(), news: Notify::new() });
     let task = drive(Arc::clone(&shared));
     runtime.spawn(async move {
@@ -230,7 +231,7 @@ impl<W: Words> Shared<W> {
                 return Err(message);
             }
             // What waits already is the task's to write, which is told when it can.
-            let at_once = !state.machine.wants_write();
+            let at_once = !state.machine.wants_write() && !state.unflushed;
             if let Err(too_large) = state.machine.push(message) {
                 let words = "the message is too large for a channel";
                 return Ok(Err(error(ErrorKind::TooLarge, words).with_source(too_large)));
@@ -238,7 +239,7 @@ impl<W: Words> Shared<W> {
             if at_once {
                 state.write(&mut Context::from_waker(Waker::noop()));
             }
-            let left = state.machine.wants_write() || state.machine.is_over();
+            let left = state.machine.wants_write() || state.unflushed || state.machine.is_over();
             if left { state.task.clone() } else { None }
         };
         if let Some(task) = task {

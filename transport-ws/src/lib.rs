@@ -34,6 +34,7 @@
 mod channel;
 pub mod client;
 pub mod config;
+mod counters;
 pub mod proto;
 mod pump;
 pub mod server;
@@ -47,5 +48,6 @@ pub(crate) const NAME: &str = "ws";
 pub use crate::{
     client::{WsConnector, WsSettings},
     config::{ChannelConfig, ControlConfig, WsServerConfig},
+    counters::Counters,
     server::{Accepted, Refusal, WsListener, WsManager},
 };

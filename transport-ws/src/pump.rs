@@ -24,14 +24,19 @@ pub(crate) trait Machine {
     fn written(&mut self, bytes: usize, now: Instant);
 }
 
-/// Writes as much as the connection takes.
-pub(crate) fn write(stream: &mut BoxStream, machine: &mut impl Machine, cx: &mut Context<'_>) {
-    let mut wrote = false;
+/// Writes as much as the connection takes. `unflushed` is kept from call to call: TLS keeps what it encrypted until that is
+/// flushed, which may take as long as a write.
+pub(crate) fn write(
+    stream: &mut BoxStream,
+    machine: &mut impl Machine,
+    unflushed: &mut bool,
+    cx: &mut Context<'_>,
+) {
     while machine.wants_write() {
         match stream.as_mut().poll_write(cx, machine.chunk()) {
             Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => return machine.broken(),
             Poll::Ready(Ok(written)) => {
-                wrote = true;
+                *unflushed = true;
                 machine.written(written, now());
             }
             Poll::Pending => {
@@ -40,9 +45,11 @@ pub(crate) fn write(stream: &mut BoxStream, machine: &mut impl Machine, cx: &mut
             }
         }
     }
-    // TLS keeps what it encrypted until it is flushed.
-    if wrote && let Poll::Ready(Err(_)) = stream.as_mut().poll_flush(cx) {
-        machine.broken();
+    if *unflushed && let Poll::Ready(flushed) = stream.as_mut().poll_flush(cx) {
+        *unflushed = false;
+        if flushed.is_err() {
+            machine.broken();
+        }
     }
 }
 

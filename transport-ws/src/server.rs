@@ -53,6 +53,7 @@ use tokio::{
 
 use crate::{
     config::WsServerConfig,
+    counters::Counters,
     proto::control::{End, Machine},
     session::{self, Beginning, Shared, WsPush},
     stream::BoxStream,
@@ -75,6 +76,7 @@ struct Inner {
     knocks: mpsc::Sender<Incoming>,
     /// How many channels each device has open, or is opening.
     channels: Mutex<HashMap<DeviceId, usize>>,
+    counters: Arc<Counters>,
 }
 
 impl fmt::Debug for Inner {
@@ -121,13 +123,25 @@ impl WsManager {
     pub fn new(config: WsServerConfig, authenticator: Arc<dyn Authenticator>) -> (Self, WsListener) {
         let (knocks, incoming) = mpsc::channel(config.knocks.max(1));
         let inner =
-            Inner { config, authenticator, runtime: Handle::current(), knocks, channels: Mutex::default() };
+            Inner {
+                config,
+                authenticator,
+                runtime: Handle::current(),
+                knocks,
+                channels: Mutex::default(),
+                counters: Arc::default(),
+            };
         (Self { inner: Arc::new(inner) }, WsListener { incoming })
     }
 
     /// Channels that are open now.
     pub fn channels(&self) -> usize {
         self.inner.channels.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    }
+
+    /// What was counted on its control sessions.
+    pub fn counters(&self) -> &Counters {
+        &self.inner.counters
     }
 
     /// Takes an upgrade request in: checks its head and its token, and asks the listener's owner. Bounded in time.
@@ -202,7 +216,8 @@ impl Inner {
         config.ping_every = config.ping_every.map(jittered);
         let patience = config.close_within * 2;
         let machine = Machine::new(End::Relay, device.clone(), config, session::now());
-        let push = WsPush::new(Shared::new(machine), Box::new(AtTheDoor { verdict }), patience);
+        let shared = Shared::new(machine, Arc::clone(&self.counters));
+        let push = WsPush::new(shared, Box::new(AtTheDoor { verdict }), patience);
         Session::new(device, id, INFO, Box::new(push)).resuming(resume)
     }
 }

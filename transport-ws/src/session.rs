@@ -29,6 +29,7 @@ use tokio::{
 
 use crate::{
     NAME,
+    counters::Counters,
     proto::control::{LINGER, Machine, Output},
     pump,
     stream::BoxStream,
@@ -50,16 +51,20 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// There is room to push, or the session is over.
     changed: Notify,
+    counters: Arc<Counters>,
 }
 
 struct State {
     machine: Machine,
     /// The connection; not there before the opening handshake is done, nor after the end.
     stream: Option<BoxStream>,
+    unflushed: bool,
     /// Of the session's task, once it runs.
     task: Option<Waker>,
     /// Set once nothing more will be told to the owner.
     told: bool,
+    /// How many ignored elements are counted already.
+    ignored: u64,
 }
 
 impl fmt::Debug for Shared {
@@ -71,7 +76,7 @@ impl fmt::Debug for Shared {
 impl State {
     fn write(&mut self, cx: &mut Context<'_>) {
         if let Some(stream) = &mut self.stream {
-            pump::write(stream, &mut self.machine, cx);
+            pump::write(stream, &mut self.machine, &mut self.unflushed, cx);
         }
     }
 
@@ -82,9 +87,9 @@ impl State {
 }
 
 impl Shared {
-    pub(crate) fn new(machine: Machine) -> Arc<Self> {
-        let state = State { machine, stream: None, task: None, told: false };
-        Arc::new(Self { state: Mutex::new(state), changed: Notify::new() })
+    pub(crate) fn new(machine: Machine, counters: Arc<Counters>) -> Arc<Self> {
+        let state = State { machine, stream: None, unflushed: false, task: None, told: false, ignored: 0 };
+        Arc::new(Self { state: Mutex::new(state), changed: Notify::new(), counters })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -161,7 +166,7 @@ impl Shared {
                 return None;
             }
             // What waits already is the task's to write, which is told when it can.
-            let at_once = !state.machine.wants_write();
+            let at_once = !state.machine.wants_write() && !state.unflushed;
             let now = now();
             while state.machine.has_room()
                 && let Some(envelope) = queue.take()
@@ -171,7 +176,7 @@ impl Shared {
             if at_once {
                 state.write(&mut Context::from_waker(Waker::noop()));
             }
-            let left = state.machine.wants_write() || state.machine.is_over();
+            let left = state.machine.wants_write() || state.unflushed || state.machine.is_over();
             if left { state.task.clone() } else { None }
         };
         if let Some(task) = task {
@@ -214,6 +219,11 @@ impl Shared {
                     break None;
                 }
             };
+            let ignored = state.machine.stats().ignored;
+            if ignored != state.ignored {
+                self.counters.ignored(ignored - state.ignored);
+                state.ignored = ignored;
+            }
             (output, !had_room && state.machine.has_room())
         };
         if room {
@@ -238,6 +248,9 @@ async fn drive(shared: Arc<Shared>, inbound: Arc<dyn Inbound>) {
                 }
             }
             Output::Ended(reason) => {
+                if let Some(fault) = shared.lock().machine.fault() {
+                    shared.counters.fault(fault.code);
+                }
                 // Nobody waits for a push that cannot be.
                 shared.changed.notify_waiters();
                 inbound.ended(reason);

@@ -126,6 +126,7 @@ async fn another_server_is_a_relay() {
 }
 
 /// A relay with a certificate for `localhost`; the ALPN protocol that the client settled on.
+#[expect(clippy::future_not_send, reason = "an owner is driven on one thread")]
 async fn secure(
     settings: WsSettings,
     listener: &TcpListener,

@@ -363,6 +363,19 @@ settings! {
     bosh_max_pause: Seconds => |config, value| config.bosh.max_pause = value.0;
     bosh_authentication: Seconds => |config, value| config.bosh.authentication = value.0;
     bosh_pending: usize => |config, value| config.bosh.pending = value;
+
+    ws_ping: Seconds => |config, value| config.ws.control.ping_every = Some(value.0);
+    ws_answer: Seconds => |config, value| config.ws.control.answer_within = value.0;
+    ws_write_timeout: Seconds => |config, value| config.ws.control.write_within = value.0;
+    ws_close: Seconds => |config, value| config.ws.control.close_within = value.0;
+    ws_handshake: Seconds => |config, value| config.ws.handshake = value.0;
+    ws_frame: usize => |config, value| config.ws.control.frames.frame = value;
+    ws_message: usize => |config, value| config.ws.control.frames.message = value;
+    ws_fragments: usize => |config, value| config.ws.control.frames.fragments = value;
+    ws_messages_per_second: u32 => |config, value| config.ws.control.messages.get_or_insert((value, 500)).0 = value;
+    ws_message_burst: u32 => |config, value| config.ws.control.messages.get_or_insert((100, value)).1 = value;
+    ws_controls_per_second: u32 => |config, value| config.ws.control.controls = (value, value);
+    ws_channels: usize => |config, value| config.ws.channels_per_device = value;
 }
 
 impl Settings {

@@ -256,7 +256,7 @@ impl Connector for WsConnector {
         let resumed = options.resume.as_ref() == Some(&id);
         let end = End::Device(fresh_mask);
         let machine = Machine::new(end, options.device.clone(), self.control.clone(), session::now());
-        let shared = Shared::new(machine);
+        let shared = Shared::new(machine, Arc::default());
         let connected = Connected { stream, early, runtime: Handle::current() };
         let push = WsPush::new(shared, Box::new(connected), self.control.close_within * 2);
         Ok(Session::new(options.device, id, INFO, Box::new(push)).with_resumed(resumed))

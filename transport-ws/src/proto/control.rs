@@ -145,6 +145,14 @@ impl Machine {
         })
     }
 
+    /// The rule that the peer broke, if that was the end.
+    pub const fn fault(&self) -> Option<Fault> {
+        match self.link.cause() {
+            Some(Cause::Fault(fault)) => Some(fault),
+            _ => None,
+        }
+    }
+
     /// Whether nothing is left to be done on the connection.
     pub const fn is_over(&self) -> bool {
         self.link.is_over()

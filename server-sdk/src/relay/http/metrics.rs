@@ -109,6 +109,17 @@ impl Metrics {
             text.line("http_answers_total", &format!("{{class=\"{}xx\"}}", class + 1), counter.load(Relaxed));
         }
         text.counter("http_bosh_posts_total", "POSTs to /http-bind.", &self.bosh_posts);
+        text.gauge("ws_channels_open", "Channels of jobs over WebSocket.", now.ws_channels);
+        text.head("ws_ignored_total", "counter", "Elements over WebSocket that were passed over.");
+        text.line("ws_ignored_total", "", now.ws_ignored);
+        text.head(
+            "ws_faults_total",
+            "counter",
+            "WebSocket sessions ended over a broken rule, by close code.",
+        );
+        for (code, number) in &now.ws_faults {
+            text.line("ws_faults_total", &format!("{{code=\"{code}\"}}"), *number);
+        }
         text.head("http_watchers", "gauge", "Streams of events now.");
         text.line("http_watchers", "", self.watchers.load(Relaxed));
         text.counter(
@@ -146,6 +157,10 @@ pub(super) struct Gauges {
     pub(super) connections: usize,
     pub(super) strangers: usize,
     pub(super) sessions: usize,
+    pub(super) ws_channels: usize,
+    pub(super) ws_ignored: u64,
+    /// By close code.
+    pub(super) ws_faults: Vec<(u16, u64)>,
     pub(super) in_flight: usize,
     pub(super) spooled: usize,
     pub(super) ready: bool,

@@ -144,11 +144,13 @@ impl Rig {
     }
 
     fn envelopes(&self) -> Vec<&Envelope> {
-        let envelope = |output| match output {
-            &Output::Envelope(ref envelope) => Some(envelope),
-            _ => None,
-        };
-        self.outputs.iter().filter_map(envelope).collect()
+        let mut envelopes = Vec::new();
+        for output in &self.outputs {
+            if let Output::Envelope(envelope) = output {
+                envelopes.push(envelope);
+            }
+        }
+        envelopes
     }
 
     fn ended(&self) -> Option<EndReason> {
