@@ -6,6 +6,10 @@ use std::{
 use super::*;
 use crate::ids::DeviceId;
 
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 fn device(n: usize) -> DeviceId {
     DeviceId::new(&format!("d{n:04}")).unwrap()
 }
@@ -45,7 +49,7 @@ impl Sim {
     fn new(devices: usize, config: DistributionConfig) -> Self {
         Self {
             machine: Distribution::new(config),
-            now: Instant::now(),
+            now: now(),
             events: Map::new(),
             next: 0,
             current: Map::new(),
@@ -242,7 +246,7 @@ fn a5_a_delivery_that_fails_is_tried_again_later_each_time() {
 
 #[test]
 fn a5_what_a_device_refuses_waits_for_the_next_version_and_holds_up_nothing_else() {
-    let (mut machine, now) = (Distribution::new(DistributionConfig::default()), Instant::now());
+    let (mut machine, now) = (Distribution::new(DistributionConfig::default()), now());
     machine.online(&device(0));
     machine.lacks(&device(0), &key(0), version(1));
     machine.lacks(&device(0), &key(1), version(1));
@@ -257,7 +261,7 @@ fn a5_what_a_device_refuses_waits_for_the_next_version_and_holds_up_nothing_else
 
 #[test]
 fn a5_news_that_come_late_or_twice_deliver_nothing_twice() {
-    let (mut machine, now) = (Distribution::new(DistributionConfig::default()), Instant::now());
+    let (mut machine, now) = (Distribution::new(DistributionConfig::default()), now());
     let (device, book) = (device(0), key(0));
     machine.lacks(&device, &book, version(1));
     assert_eq!(machine.next_delivery(), None, "it is away");
@@ -285,7 +289,7 @@ fn a5_news_that_come_late_or_twice_deliver_nothing_twice() {
 
 #[test]
 fn i9_a_device_that_went_costs_nothing() {
-    let (mut machine, now) = (Distribution::new(DistributionConfig::default()), Instant::now());
+    let (mut machine, now) = (Distribution::new(DistributionConfig::default()), now());
     for n in 0..4 {
         machine.online(&device(n));
         machine.lacks(&device(n), &key(0), version(1));
