@@ -6,6 +6,7 @@ use std::{
         HashMap,
         hash_map::Entry::{Occupied, Vacant},
     },
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -364,9 +365,21 @@ impl Relay {
         let mut newest = entry.channel.subscribe();
         let ended = {
             let talk = async {
-                tokio::select! {
-                    heard = self.listen(entry, &mut *receiver, &sending) => heard,
+                let mut listening = pin!(self.listen(entry, &mut *receiver, &sending));
+                let spoken = tokio::select! {
+                    heard = &mut listening => return heard,
                     spoken = self.speak(entry, &mut *sender, &sending) => spoken,
+                };
+                match spoken {
+                    // The header: the channel is as it was.
+                    Err(error) if error.kind == ErrorKind::TooLarge => {
+                        let response = Response::error(failed("too-large"), &*error.words);
+                        self.respond(&entry.device, &entry.id, response);
+                        Ok(())
+                    }
+                    // A device may say its last word and go, while more is on its way to it.
+                    Err(_) => listening.await,
+                    Ok(()) => Ok(()),
                 }
             };
             tokio::select! {
@@ -421,9 +434,12 @@ impl Relay {
                 ToRelay::Done { version } => {
                     let body = version.map(|version| crate::Body::text(String::from(version)));
                     self.respond(&entry.device, &entry.id, Response::new(Status::Ok, body));
+                    // Nothing is left to be said, whether or not the caller has taken note of it yet.
+                    return Ok(());
                 }
                 ToRelay::Error { status, words } => {
                     self.respond(&entry.device, &entry.id, Response::error(status, words));
+                    return Ok(());
                 }
                 ToRelay::Close => {
                     self.job_closed(&entry.device, &entry.id);
