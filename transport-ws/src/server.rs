@@ -122,15 +122,14 @@ impl WsManager {
     /// Outside a tokio runtime: sessions run there.
     pub fn new(config: WsServerConfig, authenticator: Arc<dyn Authenticator>) -> (Self, WsListener) {
         let (knocks, incoming) = mpsc::channel(config.knocks.max(1));
-        let inner =
-            Inner {
-                config,
-                authenticator,
-                runtime: Handle::current(),
-                knocks,
-                channels: Mutex::default(),
-                counters: Arc::default(),
-            };
+        let inner = Inner {
+            config,
+            authenticator,
+            runtime: Handle::current(),
+            knocks,
+            channels: Mutex::default(),
+            counters: Arc::default(),
+        };
         (Self { inner: Arc::new(inner) }, WsListener { incoming })
     }
 

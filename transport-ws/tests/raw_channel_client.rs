@@ -50,7 +50,13 @@ impl Rig {
 
     fn options() -> ChannelOptions {
         let deadline = (tokio::time::Instant::now() + PATIENCE).into_std();
-        ChannelOptions::new(DeviceId::new("printer-1").unwrap(), Secret::new("the-token"), job(), app(), deadline)
+        ChannelOptions::new(
+            DeviceId::new("printer-1").unwrap(),
+            Secret::new("the-token"),
+            job(),
+            app(),
+            deadline,
+        )
     }
 
     async fn accept(listener: &TcpListener) -> (Raw, String, String) {
@@ -225,8 +231,7 @@ async fn an_app_whose_path_or_protocol_would_be_another_request_is_refused_here(
     let name = AppName::new("print").unwrap();
     for (path, protocol) in [("/a\r\nx: y", "print"), ("/a b", "print"), ("/print", "a b"), ("/print", "")] {
         let mut options = Rig::options();
-        options.app =
-            App { name: name.clone(), path: path.into(), port: None, protocol: protocol.into() };
+        options.app = App { name: name.clone(), path: path.into(), port: None, protocol: protocol.into() };
         let refused = rig.connector.channel(options).await.unwrap_err();
         assert_eq!(refused.kind, ErrorKind::Unsupported, "{path} {protocol}");
     }
@@ -294,7 +299,11 @@ async fn t30_a_relay_that_breaks_a_rule_is_told_and_the_channel_is_over() {
         ("a mask", masked(TEXT, true, HEADER.as_bytes()), 1002),
         ("no XML", said("hello"), 1007),
         ("another namespace", [said(HEADER), said("<end/>")].concat(), 1008),
-        ("an end without a hash", [said(HEADER), said("<end xmlns='urn:relay:1' bytes='1'/>")].concat(), 1008),
+        (
+            "an end without a hash",
+            [said(HEADER), said("<end xmlns='urn:relay:1' bytes='1'/>")].concat(),
+            1008,
+        ),
         ("too much at once", frame(BINARY, true, &vec![0; 64 * 1024 + 1], None), 1009),
     ] {
         let (mut channel, mut raw) = rig.open().await;
@@ -397,7 +406,10 @@ async fn b4_a_device_that_does_not_listen_holds_up_the_relay_within_a_bound() {
     raw.send(&said(HEADER)).await;
     let one = frame(BINARY, true, &piece(), None);
     let mut sent = 0_usize;
-    while tokio::time::timeout(SHORT, tokio::io::AsyncWriteExt::write_all(&mut raw.stream, &one)).await.is_ok() {
+    while tokio::time::timeout(SHORT, tokio::io::AsyncWriteExt::write_all(&mut raw.stream, &one))
+        .await
+        .is_ok()
+    {
         sent += 1;
         assert!(sent < 1_024, "{sent} pieces went to nobody");
     }

@@ -29,14 +29,13 @@ async fn o3_the_apps_subprotocol_is_echoed_byte_for_byte() {
     let mut rig = Rig::start().await;
     for offered in ["print", "x, print", "Print,print , y"] {
         let changes = [("sec-websocket-protocol", Some(offered))];
-        let ((_raw, got), channel) =
-            tokio::join!(Raw::ask(rig.host.address, PATH, &changes), async {
-                let knock = rig.channel_knock().await;
-                assert_eq!(knock.device, DeviceId::new("printer-1").unwrap());
-                assert_eq!((&knock.job, &*knock.path), (&job(), "/print"));
-                assert!(knock.peer.address.is_some_and(|address| address.is_loopback()));
-                (knock.handshake)(app()).await
-            });
+        let ((_raw, got), channel) = tokio::join!(Raw::ask(rig.host.address, PATH, &changes), async {
+            let knock = rig.channel_knock().await;
+            assert_eq!(knock.device, DeviceId::new("printer-1").unwrap());
+            assert_eq!((&knock.job, &*knock.path), (&job(), "/print"));
+            assert!(knock.peer.address.is_some_and(|address| address.is_loopback()));
+            (knock.handshake)(app()).await
+        });
         assert!(channel.is_ok());
         assert_eq!((got.status, got.field("sec-websocket-protocol")), (101, Some("print")), "{offered}");
         assert_eq!(got.field("sec-websocket-accept"), Some(ACCEPT));
@@ -332,7 +331,10 @@ async fn b4_an_owner_that_does_not_listen_stops_the_reading_within_a_bound() {
     let note = format!("<progress xmlns='urn:relay:1' bytes='1' note='{}'/>", "x".repeat(8_000));
     let one = text(&note);
     let mut sent = 0_usize;
-    while tokio::time::timeout(SHORT, tokio::io::AsyncWriteExt::write_all(&mut raw.stream, &one)).await.is_ok() {
+    while tokio::time::timeout(SHORT, tokio::io::AsyncWriteExt::write_all(&mut raw.stream, &one))
+        .await
+        .is_ok()
+    {
         sent += 1;
         assert!(sent < 4_000, "{sent} messages of 8 KB went to nobody");
     }

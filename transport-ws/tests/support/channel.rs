@@ -21,7 +21,12 @@ use super::{
 pub const PATH: &str = "/ws/print?id=job-1";
 
 pub fn app() -> App {
-    App { name: AppName::new("printer").unwrap(), path: "/print".into(), port: None, protocol: "print".into() }
+    App {
+        name: AppName::new("printer").unwrap(),
+        path: "/print".into(),
+        port: None,
+        protocol: "print".into(),
+    }
 }
 
 pub fn job() -> RequestId {
