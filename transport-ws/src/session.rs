@@ -406,3 +406,21 @@ impl Inbound for Nobody {
     }
     fn ended(&self, _: EndReason) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use relay_core::ids::DeviceId;
+
+    use super::*;
+    use crate::{config::ControlConfig, proto::control::End};
+
+    #[test]
+    fn f1_an_idle_session_is_a_machine_and_a_small_task() {
+        let device = DeviceId::new("printer-1").unwrap();
+        let machine = Machine::new(End::Relay, device, ControlConfig::relay(), now());
+        let shared = Shared::new(machine, Arc::default());
+        let task = size_of_val(&drive(Arc::clone(&shared), Arc::new(Nobody)));
+        let shared = size_of::<Shared>();
+        assert!(task <= 640 && shared <= 1280, "{task} and {shared} bytes");
+    }
+}
