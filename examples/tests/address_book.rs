@@ -8,6 +8,7 @@ use device_sdk::{App, Device, HandlerError, Job};
 use programs::{BOUND, Program, Relay};
 use server_sdk::book::{Book, Parcel, Version};
 use tokio::time::Instant;
+use transport_ws::WsConnector;
 
 const SERVICE: &str = env!("CARGO_BIN_EXE_address-book");
 
@@ -51,7 +52,7 @@ async fn a5_a_service_reads_edits_and_watches_a_book() {
 type Got = Arc<Mutex<Vec<(Version, Book)>>>;
 
 /// A device whose app keeps address books.
-async fn device(relay: &Relay, id: &str) -> (Device, Got) {
+async fn device(relay: &Relay, transport: &str, id: &str) -> (Device, Got) {
     let pin = relay.pin(id, &["acme"]).await;
     let got = Got::default();
     let keep = got.clone();
@@ -68,7 +69,11 @@ async fn device(relay: &Relay, id: &str) -> (Device, Got) {
             Ok(version.to_string())
         }
     });
-    let device = Device::builder(&relay.url, id).pin(pin).app(app).start().await.unwrap();
+    let mut device = Device::builder(&relay.url, id).pin(pin).app(app);
+    if transport == "ws" {
+        device = device.connector(Arc::new(WsConnector::new(&format!("ws://{}/ws", relay.address)).unwrap()));
+    }
+    let device = device.start().await.unwrap();
     device.online().await.unwrap();
     (device, got)
 }
@@ -82,18 +87,28 @@ async fn until(holds: impl Fn() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a5_devices_get_each_version_once_be_it_small_or_large() {
+async fn a5_devices_get_each_version_once_over_bosh() {
+    each_version_once("bosh").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a5_devices_get_each_version_once_over_websocket() {
+    each_version_once("ws").await;
+}
+
+/// Small and large, at once and when they come.
+async fn each_version_once(transport: &str) {
     let data = tempfile::tempdir().unwrap();
     let relay = Relay::start(data.path()).await;
     let book = relay.client.address_book("acme", "staff").unwrap();
-    let (first, first_got) = device(&relay, "mfp-1").await;
+    let (first, first_got) = device(&relay, transport, "mfp-1").await;
     let mut content = Book::new();
     content.set("email", "Ann", "<ann&bob@acme.example>").unwrap();
     let mut expected = vec![(book.create(&content).await.unwrap(), content.clone())];
     until(|| *first_got.lock().unwrap() == expected).await;
 
     // One that comes later; then a version that does not fit into a header.
-    let (_second, second_got) = device(&relay, "mfp-2").await;
+    let (_second, second_got) = device(&relay, transport, "mfp-2").await;
     until(|| *second_got.lock().unwrap() == expected).await;
     for n in 0..3_000 {
         content.set("email", &format!("user-{n}"), "somebody@somewhere.example").unwrap();
@@ -110,7 +125,7 @@ async fn a5_devices_get_each_version_once_be_it_small_or_large() {
     content.set("fax", "Ann", "2").unwrap();
     let last = book.replace(between, &content).await.unwrap();
     until(|| second_got.lock().unwrap().last() == Some(&(last, content.clone()))).await;
-    let (_first, again) = device(&relay, "mfp-1").await;
+    let (_first, again) = device(&relay, transport, "mfp-1").await;
     until(|| *again.lock().unwrap() == [(last, content.clone())]).await;
     assert_eq!((first_got.lock().unwrap().len(), second_got.lock().unwrap().len()), (2, 4));
     relay.stop().await;
