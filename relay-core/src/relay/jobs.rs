@@ -370,16 +370,16 @@ impl Relay {
                     heard = &mut listening => return heard,
                     spoken = self.speak(entry, &mut *sender, &sending) => spoken,
                 };
-                match spoken {
+                match spoken.as_ref().map_err(|error| error.kind) {
+                    // A device may say its last word and go, while more is on its way to it.
+                    Err(ErrorKind::Closed | ErrorKind::Interrupted) => listening.await,
                     // The header: the channel is as it was.
-                    Err(error) if error.kind == ErrorKind::TooLarge => {
-                        let response = Response::error(failed("too-large"), &*error.words);
-                        self.respond(&entry.device, &entry.id, response);
+                    Err(ErrorKind::TooLarge) => {
+                        let words = "the header is too large for the device's channel";
+                        self.respond(&entry.device, &entry.id, Response::error(failed("too-large"), words));
                         Ok(())
                     }
-                    // A device may say its last word and go, while more is on its way to it.
-                    Err(_) => listening.await,
-                    Ok(()) => Ok(()),
+                    _ => spoken,
                 }
             };
             tokio::select! {
