@@ -13,7 +13,8 @@
 //! being told something twice, or late, delivers nothing twice. A device that is away costs nothing.
 //!
 //! One delivery at a time goes to a device, a bounded number to all; whoever lacks something longest comes first. A
-//! delivery that fails is tried again, later each time; coming back counts as a new beginning.
+//! delivery that fails is tried again, later each time; coming back counts as a new beginning. Devices that failed once
+//! have a quarter of the places: however many do not answer, the others do not wait for them.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -76,10 +77,14 @@ pub struct Distribution {
     devices: HashMap<DeviceId, Device, RandomState>,
     /// Devices that lack something and can have it now, by when they came to.
     queue: BTreeMap<u64, DeviceId>,
+    /// The same, of those whose last delivery failed.
+    again: BTreeMap<u64, DeviceId>,
     next_place: u64,
     /// When devices whose delivery failed get another.
     retries: BTreeSet<(Instant, DeviceId)>,
     under_way: usize,
+    /// Of those, the ones to devices whose last one failed.
+    again_under_way: usize,
 }
 
 #[derive(Debug, Default)]
@@ -104,7 +109,8 @@ enum State {
     Rests,
     /// At this place.
     Queued(u64),
-    UnderWay(BookKey, Version),
+    /// True if the one before it failed.
+    UnderWay(BookKey, Version, bool),
     Waits(Instant),
 }
 
@@ -121,9 +127,11 @@ impl Distribution {
             config,
             devices: HashMap::default(),
             queue: BTreeMap::new(),
+            again: BTreeMap::new(),
             next_place: 0,
             retries: BTreeSet::new(),
             under_way: 0,
+            again_under_way: 0,
         }
     }
 
@@ -152,6 +160,7 @@ impl Distribution {
             }
             State::Queued(place) => {
                 self.queue.remove(&place);
+                self.again.remove(&place);
             }
             State::Rests => {}
         }
@@ -178,8 +187,15 @@ impl Distribution {
     /// The delivery under way to `device` has ended.
     pub fn finished(&mut self, now: Instant, device: &DeviceId, outcome: Outcome) {
         let Some(entry) = self.devices.get_mut(device) else { return };
-        let State::UnderWay(book, version) = std::mem::take(&mut entry.state) else { return };
+        let (book, version, again) = match std::mem::take(&mut entry.state) {
+            State::UnderWay(book, version, again) => (book, version, again),
+            other => {
+                entry.state = other;
+                return;
+            }
+        };
         self.under_way -= 1;
+        self.again_under_way -= usize::from(again);
         if !entry.online {
             self.devices.remove(device);
             return;
@@ -227,22 +243,36 @@ impl Distribution {
     /// asked after every other call.
     pub fn next_delivery(&mut self) -> Option<Delivery> {
         while self.under_way < self.config.at_once {
-            let (_, device) = self.queue.pop_first()?;
+            let device = self.next_device()?;
             let Some(entry) = self.devices.get_mut(&device) else { continue };
             entry.state = State::Rests;
             let lacking =
                 entry.books.iter().find_map(|(book, copy)| copy.lacks.map(|lacks| (book.clone(), lacks)));
             let Some((book, version)) = lacking else { continue };
-            entry.state = State::UnderWay(book.clone(), version);
+            let again = entry.failures > 0;
+            entry.state = State::UnderWay(book.clone(), version, again);
             self.under_way += 1;
+            self.again_under_way += usize::from(again);
             return Some(Delivery { device, book, version });
         }
         None
     }
 
+    fn next_device(&mut self) -> Option<DeviceId> {
+        let room = self.again_under_way < (self.config.at_once / 4).max(1);
+        let again = self.again.first_key_value().filter(|_| room).map(|(place, _)| *place);
+        let first = self.queue.first_key_value().map(|(place, _)| *place);
+        let queue = match (first, again) {
+            (Some(first), Some(again)) if again < first => &mut self.again,
+            (None, Some(_)) => &mut self.again,
+            _ => &mut self.queue,
+        };
+        queue.pop_first().map(|(_, device)| device)
+    }
+
     /// Whether nothing is under way or in the queue. Something may still wait to be tried again.
     pub fn is_idle(&self) -> bool {
-        self.under_way == 0 && self.queue.is_empty()
+        self.under_way == 0 && self.queue.is_empty() && self.again.is_empty()
     }
 
     /// Deliveries under way.
@@ -265,7 +295,8 @@ impl Distribution {
         let Some(entry) = self.devices.get_mut(device) else { return };
         if matches!(entry.state, State::Rests) && entry.lacks_any() {
             entry.state = State::Queued(self.next_place);
-            self.queue.insert(self.next_place, device.clone());
+            let queue = if entry.failures > 0 { &mut self.again } else { &mut self.queue };
+            queue.insert(self.next_place, device.clone());
             self.next_place += 1;
         }
     }

@@ -288,6 +288,31 @@ fn a5_news_that_come_late_or_twice_deliver_nothing_twice() {
 }
 
 #[test]
+fn t37_devices_that_do_not_answer_leave_places_for_those_that_do() {
+    let config = DistributionConfig { at_once: 8, ..DistributionConfig::default() };
+    let (mut machine, now) = (Distribution::new(config), now());
+    let lacks = |machine: &mut Distribution, n: usize| {
+        machine.online(&device(n));
+        machine.lacks(&device(n), &key(0), version(1));
+    };
+    (0..20).for_each(|n| lacks(&mut machine, n));
+    // None of them answers, each once.
+    for _ in 0..20 {
+        let silent = machine.next_delivery().unwrap().device;
+        machine.finished(now, &silent, Outcome::Failed);
+    }
+    machine.timeout(now + Duration::from_secs(5));
+    assert_eq!(std::iter::from_fn(|| machine.next_delivery()).count(), 2, "a quarter");
+    (100..120).for_each(|n| lacks(&mut machine, n));
+    let others: Vec<_> = std::iter::from_fn(|| machine.next_delivery()).collect();
+    assert_eq!(others.len(), 6);
+    assert!(others.iter().all(|delivery| delivery.device >= device(100)));
+    // They have their turn again, too: whoever came first is first.
+    machine.finished(now, &device(0), Outcome::Delivered(version(1)));
+    assert_eq!(machine.next_delivery().unwrap().device, device(2));
+}
+
+#[test]
 fn i9_a_device_that_went_costs_nothing() {
     let (mut machine, now) = (Distribution::new(DistributionConfig::default()), now());
     for n in 0..4 {
