@@ -122,6 +122,9 @@ impl Job {
 
     /// Waits for its end: the device's answer, or why there is none.
     ///
+    /// # Errors
+    /// [`RequestError`], as of a request.
+    ///
     /// # Cancel safety
     /// Dropped and called again, it goes on waiting.
     pub async fn finished(&mut self) -> Answered {

@@ -1,0 +1,257 @@
+//! A print server of one's own with a relay inside: what is put into a device's folder is printed on that device.
+//!
+//! ```sh
+//! print-server --data ./data --jobs ./jobs
+//! cp minutes.pdf jobs/printer-1/
+//! ```
+//!
+//! The relay is hosted in this very process: printers connect to it, people can use its page, and jobs go to its engine
+//! without HTTP in between. A document may be of any size: it is read from its file as the printer takes it, again from
+//! where a broken connection left off. What was printed goes to `done/`; what could not be, to `failed/` with a note.
+
+use std::{
+    collections::HashSet,
+    ffi::OsStr,
+    io::SeekFrom,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use clap::Parser;
+use examples::{Failure, asked_to_stop};
+use relay_core::{
+    Relay,
+    app::{Digest, Source, SourceError, print::PrintTicket},
+    ids::{AppName, DeviceId},
+    relay::JobCall,
+    request::Status,
+    store::App,
+};
+use server_sdk::relay::{Server, ServerConfig};
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+
+#[derive(Debug, Parser)]
+#[command(about = "Prints what is put into a device's folder")]
+struct Options {
+    /// Where the relay listens.
+    #[arg(long, env = "RELAY_LISTEN", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// The relay's data folder.
+    #[arg(long, env = "RELAY_DATA")]
+    data: PathBuf,
+    /// The folder with a folder for each device.
+    #[arg(long)]
+    jobs: PathBuf,
+}
+
+/// How often the folders are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    let options = Options::parse();
+    let mut config = ServerConfig::default();
+    config.listen = vec![options.listen];
+    config.data = options.data;
+    let server = Server::bind(config).await?;
+    println!("listening on http://{}", server.addresses()[0]);
+    println!("put documents into {}/DEVICE/", options.jobs.display());
+    let relay = server.relay().clone();
+    let watching = tokio::spawn(watch(relay, options.jobs));
+    server.run(asked_to_stop()).await;
+    watching.abort();
+    Ok(())
+}
+
+/// Prints what it finds, for ever.
+async fn watch(relay: Relay, jobs: PathBuf) {
+    let printing: Arc<Mutex<HashSet<PathBuf>>> = Arc::default();
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    loop {
+        looks.tick().await;
+        let found = match documents(&jobs).await {
+            Ok(found) => found,
+            Err(error) => {
+                eprintln!("cannot look into {}: {error}", jobs.display());
+                continue;
+            }
+        };
+        for (device, document) in found {
+            if !printing.lock().unwrap_or_else(PoisonError::into_inner).insert(document.clone()) {
+                continue;
+            }
+            let (relay, printing) = (relay.clone(), printing.clone());
+            tokio::spawn(async move {
+                match print(&relay, device, &document).await {
+                    Ok(()) => set_aside(&document, "done", None).await,
+                    // Nothing was printed yet: the printer may come back, or have room later.
+                    Err(NotPrinted::NotNow(words)) => {
+                        println!("{}: {words}; trying again", document.display())
+                    }
+                    Err(NotPrinted::Failed(words)) => set_aside(&document, "failed", Some(&words)).await,
+                }
+                printing.lock().unwrap_or_else(PoisonError::into_inner).remove(&document);
+            });
+        }
+    }
+}
+
+/// All documents that wait, and for whom. A name that begins with a dot is one that is still being written.
+async fn documents(jobs: &Path) -> std::io::Result<Vec<(DeviceId, PathBuf)>> {
+    let mut found = Vec::new();
+    let mut devices = tokio::fs::read_dir(jobs).await?;
+    while let Some(folder) = devices.next_entry().await? {
+        let name = folder.file_name();
+        let Some(device) = name.to_str().and_then(|name| DeviceId::new(name).ok()) else { continue };
+        let Ok(mut files) = tokio::fs::read_dir(folder.path()).await else { continue };
+        while let Some(file) = files.next_entry().await? {
+            let hidden = file.file_name().as_encoded_bytes().starts_with(b".");
+            if !hidden && file.file_type().await?.is_file() {
+                found.push((device.clone(), file.path()));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Why a document was not printed.
+enum NotPrinted {
+    /// The printer has not acted: to be tried again.
+    NotNow(String),
+    /// To be looked at by somebody.
+    Failed(String),
+}
+
+async fn print(relay: &Relay, device: DeviceId, document: &Path) -> Result<(), NotPrinted> {
+    let source = Document::open(document).await.map_err(|error| NotPrinted::NotNow(error.to_string()))?;
+    let mut ticket = PrintTicket::new();
+    ticket.user = Some("print-server".into());
+    ticket.job_name = document.file_name().and_then(OsStr::to_str).map(Into::into);
+    ticket.content_type = Some(content_type(document).into());
+    let mut call = JobCall::new(device, print_app(), Arc::new(source));
+    call.header = Some(ticket.to_header());
+
+    let mut job = relay.job(call).map_err(|error| not_printed(&error.error))?;
+    println!("{}: job {}", document.display(), job.id());
+    let mut updates = job.updates();
+    let reporting = tokio::spawn({
+        let name = document.display().to_string();
+        async move {
+            while updates.changed().await.is_ok() {
+                let update = updates.borrow_and_update().clone();
+                println!(
+                    "{name}: {} {} bytes {}",
+                    update.state.as_str(),
+                    update.bytes,
+                    update.note.unwrap_or_default()
+                );
+            }
+        }
+    });
+    let end = job.finished().await;
+    drop(job);
+    let _ = reporting.await;
+    match end {
+        Ok(response) if response.status == Status::Ok => Ok(()),
+        Ok(response) => {
+            let words = response.body.map(|body| String::from_utf8_lossy(&body.bytes).into_owned());
+            Err(NotPrinted::Failed(format!("{}: {}", response.status.as_str(), words.unwrap_or_default())))
+        }
+        Err(error) => Err(not_printed(&error)),
+    }
+}
+
+fn not_printed(error: &relay_core::outcome::RequestError) -> NotPrinted {
+    if error.is_safe_to_retry() {
+        NotPrinted::NotNow(error.to_string())
+    } else {
+        NotPrinted::Failed(error.to_string())
+    }
+}
+
+/// The print app, as devices have it unless they say otherwise.
+fn print_app() -> App {
+    let name = AppName::new("print").expect("a valid name");
+    App { name, path: "/print".into(), port: None, protocol: "print".into() }
+}
+
+fn content_type(document: &Path) -> &'static str {
+    match document.extension().and_then(OsStr::to_str).map(str::to_ascii_lowercase).as_deref() {
+        Some("pdf") => "application/pdf",
+        Some("pwg") => "image/pwg-raster",
+        Some("txt") => "text/plain",
+        _ => "application/octet-stream",
+    }
+}
+
+/// Moves a document that is through, with a note beside it.
+async fn set_aside(document: &Path, folder: &str, note: Option<&str>) {
+    let Some((parent, name)) = document.parent().zip(document.file_name()) else { return };
+    let folder = parent.join(folder);
+    let moved = async {
+        tokio::fs::create_dir_all(&folder).await?;
+        if let Some(note) = note {
+            let mut file = name.to_owned();
+            file.push(".txt");
+            tokio::fs::write(folder.join(file), note).await?;
+        }
+        tokio::fs::rename(document, folder.join(name)).await
+    };
+    match moved.await {
+        Ok(()) => println!("{}: {}", document.display(), note.unwrap_or("printed")),
+        Err(error) => eprintln!("cannot move {}: {error}", document.display()),
+    }
+}
+
+/// A document in a file: read piece by piece, from any place, as often as it takes.
+#[derive(Debug)]
+struct Document {
+    path: PathBuf,
+    digest: Digest,
+}
+
+impl Document {
+    async fn open(path: &Path) -> std::io::Result<Self> {
+        use sha2::{Digest as _, Sha256};
+        let mut file = tokio::fs::File::open(path).await?;
+        let (mut hash, mut bytes, mut piece) = (Sha256::new(), 0, vec![0; 64 * 1024]);
+        loop {
+            let read = file.read(&mut piece).await?;
+            if read == 0 {
+                break;
+            }
+            bytes += read as u64;
+            hash.update(&piece[..read]);
+        }
+        Ok(Self { path: path.to_owned(), digest: Digest { bytes, sha256: hash.finalize().into() } })
+    }
+}
+
+#[async_trait]
+impl Source for Document {
+    async fn read(&self, offset: u64, max: usize) -> Result<Bytes, SourceError> {
+        let read = async {
+            let mut file = tokio::fs::File::open(&self.path).await?;
+            file.seek(SeekFrom::Start(offset)).await?;
+            let mut piece = vec![0; max];
+            let mut filled = 0;
+            while filled < max {
+                match file.read(&mut piece[filled..]).await? {
+                    0 => break,
+                    read => filled += read,
+                }
+            }
+            piece.truncate(filled);
+            Ok::<_, std::io::Error>(Bytes::from(piece))
+        };
+        read.await.map_err(|error| SourceError::Unreadable(error.to_string().into()))
+    }
+
+    fn digest(&self) -> Option<Digest> {
+        Some(self.digest)
+    }
+}
