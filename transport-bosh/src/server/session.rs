@@ -186,3 +186,12 @@ impl Session {
 pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_session_fits_the_kilobyte_that_allocators_hand_out() {
+        // With the two counts of its `Arc`.
+        assert!(size_of::<super::Session>() + 16 <= 1024, "{} bytes", size_of::<super::Session>());
+    }
+}

@@ -247,10 +247,8 @@ pub(super) fn bytes_of(id: &RequestId, body: Option<Body>, wait: Option<Duration
 pub(super) fn harmless(headers: &mut HeaderMap, content_type: &str) {
     let essence = content_type.split(';').next().unwrap_or("").trim();
     if !INERT.iter().any(|inert| essence.eq_ignore_ascii_case(inert)) {
-        headers.insert(
-            header::CONTENT_SECURITY_POLICY,
-            HeaderValue::from_static("default-src 'none'; sandbox"),
-        );
+        headers
+            .insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
     }
     let content_type = HeaderValue::from_str(content_type);
     headers.insert(

@@ -250,8 +250,9 @@ impl Edge {
     /// Boxes a call, once.
     fn answer(&self, call: impl Future<Output = Result<Reply, Problem>> + Send + 'static) -> Answer {
         let (app, place) = (self.app.clone(), self.place.clone());
-        Box::pin(async move {
-            let mut reply = match AssertUnwindSafe(call).catch_unwind().await {
+        // Not an async block: that would hold the call twice, once as it came and once as it is awaited.
+        Box::pin(AssertUnwindSafe(call).catch_unwind().map(move |answered| {
+            let mut reply = match answered {
                 Ok(Ok(reply)) => reply,
                 Ok(Err(problem)) => {
                     tracing::debug!(%problem, "refused");
@@ -267,7 +268,7 @@ impl Edge {
             reply.body_mut().begin(&place);
             tracing::debug!(status = reply.status().as_u16(), "answered");
             Ok(reply)
-        })
+        }))
     }
 
     fn refuse(&self, parts: &Parts, problem: Problem) -> Answer {

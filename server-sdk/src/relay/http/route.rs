@@ -174,9 +174,7 @@ fn v1(method: &Method, kind: &str, mut rest: Option<&str>) -> Result<Route, Prob
         ("requests", [id, "response"]) => {
             only(method, &Method::POST, "POST", || Ok(Route::Respond(request(id)?)))
         }
-        ("requests", [id, "body"]) => {
-            only(method, &Method::GET, "GET", || Ok(Route::JobData(request(id)?)))
-        }
+        ("requests", [id, "body"]) => only(method, &Method::GET, "GET", || Ok(Route::JobData(request(id)?))),
         ("requests", [id, "result"]) => get(method, Route::RequestResult(request(id)?)),
         ("requests", [id]) => match *method {
             Method::GET | Method::HEAD => Ok(Route::Request(request(id)?)),

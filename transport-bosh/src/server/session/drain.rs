@@ -38,7 +38,7 @@ impl Session {
         state.draining = true;
         loop {
             state.absorb(now);
-            if let Some(stuck) = state.stuck
+            if let Some(stuck) = &state.stuck
                 && now < stuck.again
             {
                 // Answers go out nevertheless; what is to be done waits for the owner.
@@ -142,11 +142,13 @@ impl Session {
         }
         rest.append(&mut state.events);
         state.events = rest;
-        let stuck = state.stuck.unwrap_or(Stuck { since: now, again: now, pause: OFFER_AGAIN.0 / 2 });
+        let begin = || Box::new(Stuck { since: now, again: now, pause: OFFER_AGAIN.0 / 2 });
+        let stuck = state.stuck.get_or_insert_with(begin);
         let pause = (stuck.pause * 2).min(OFFER_AGAIN.1);
-        state.stuck = Some(Stuck { since: stuck.since, again: now + pause, pause });
+        (stuck.again, stuck.pause) = (now + pause, pause);
+        let over = now >= stuck.since + PATIENCE;
         state.machine.set_backpressure(true);
-        if now >= stuck.since + PATIENCE || state.events.len() > MAX_WAITING {
+        if over || state.events.len() > MAX_WAITING {
             tracing::warn!(waiting = state.events.len(), "the owner of a session takes nothing; it ends");
             state.events.retain(|event| matches!(event, Event::Ended(_)));
             state.stuck = None;
@@ -160,7 +162,7 @@ impl Session {
         if (over || state.inbound.is_some())
             && let Some(place) = state.place.take()
         {
-            manager.pending().leave(place);
+            manager.pending().leave(*place);
         }
         if over && state.events.is_empty() && state.tombstone.is_none_or(|until| now >= until) {
             state.tombstone = None;
@@ -172,7 +174,7 @@ impl Session {
         let reachable = state.machine.is_attached() && state.inbound.is_some();
         let after = manager.config.ping_after.filter(|_| reachable);
         let ping = after.map(|after| state.heard + after).filter(|at| *at > now);
-        let again = state.stuck.map(|stuck| stuck.again);
+        let again = state.stuck.as_ref().map(|stuck| stuck.again);
         // While the owner is still to hear of the end, that is what to wake for.
         let forget = state.tombstone.filter(|_| again.is_none());
         let wanted = [state.machine.wake_at(), state.deadline, forget, again, ping];

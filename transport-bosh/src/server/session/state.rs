@@ -69,7 +69,8 @@ pub(super) struct State {
     exchanges: u64,
     pub(super) events: VecDeque<Event>,
     pub(super) draining: bool,
-    pub(super) stuck: Option<Stuck>,
+    /// In a box, as is `place`: few sessions have one.
+    pub(super) stuck: Option<Box<Stuck>>,
     pub(super) inbound: Option<Arc<dyn Inbound>>,
     /// Whether the owner was told that a push can go.
     pub(super) attached: bool,
@@ -78,7 +79,7 @@ pub(super) struct State {
     /// When the timer is set to go off.
     pub(super) timer: Option<Instant>,
     /// The place at the door, until the session is bound.
-    pub(super) place: Option<Place>,
+    pub(super) place: Option<Box<Place>>,
     /// When it must be bound.
     pub(super) deadline: Option<Instant>,
     pub(super) heard: Instant,
@@ -109,7 +110,7 @@ impl State {
             attached: false,
             pusher: None,
             timer: None,
-            place: Some(place),
+            place: Some(Box::new(place)),
             heard: deadline,
             deadline: Some(deadline),
             retry_after: None,
