@@ -172,6 +172,11 @@ impl Inner {
         let id = SessionId::new(&random::base32::<20>()).map_err(|_| Refusal::Closed)?;
         let inner = Arc::clone(self);
         let handshake = Box::pin(async move {
+            // A peer that went away meanwhile is not to take the place of a session that lives.
+            if verdict.is_closed() {
+                let words = "the device went away before it was let in";
+                return Err(TransportError::new(INFO.name, ErrorKind::Interrupted, words));
+            }
             // T17: the credential may have been revoked while the owner was busy elsewhere.
             let refused = match inner.device(&credentials).await {
                 Ok(holder) if holder == device => {

@@ -110,6 +110,8 @@ impl Shared {
             state.stream = Some(stream);
             state.machine.received(early, now());
         }
+        // What the owner would have pushed before there was a connection can go now.
+        self.changed.notify_waiters();
         runtime.spawn(drive(Arc::clone(self), inbound));
     }
 

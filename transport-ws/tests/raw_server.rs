@@ -5,17 +5,18 @@ mod support;
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use relay_core::{
+    auth::{AuthError, Authenticator, Credentials, Principal, ScramHash, ScramVerifier},
     conformance::{Event, Owner},
     envelope::Envelope,
-    ids::{Method, ObjectId, RequestId, SessionId},
+    ids::{DeviceId, Method, ObjectId, RequestId, SessionId},
     request::{Body, Request},
-    transport::{CloseReason, EndReason},
+    transport::{CloseReason, EndReason, Incoming, Knock, Listener},
 };
 use support::{
-    PATIENCE, Rig,
+    ByName, PATIENCE, Rig,
     raw::{ACCEPT, BINARY, CLOSE, MORE, PING, PONG, Raw, TEXT, frame, head, masked},
 };
-use transport_ws::proto::frame::Received;
+use transport_ws::{Refusal, WsListener, WsManager, WsServerConfig, proto::frame::Received};
 
 const PING_ELEMENT: &[u8] = b"<ping xmlns='urn:relay:1'/>";
 const SHORT: Duration = Duration::from_millis(300);
@@ -132,6 +133,89 @@ async fn b12_what_the_owner_refuses_is_refused_before_101() {
     assert_eq!(got.status, 503, "a session that is dropped");
     drop(rig.listener);
     assert_eq!(Raw::open(address, &[]).await.1.status, 503, "nobody listens");
+}
+
+/// The head of a good upgrade request, as a host hands it over.
+fn parts() -> http::request::Parts {
+    let mut request = http::Request::get("/ws");
+    for line in head(&[]).lines().skip(1).take_while(|line| !line.is_empty()) {
+        let (name, value) = line.split_once(": ").unwrap();
+        request = request.header(name, value);
+    }
+    request.body(()).unwrap().into_parts().0
+}
+
+async fn next_knock(listener: &mut WsListener) -> Knock {
+    match tokio::time::timeout(PATIENCE, listener.accept()).await.expect("somebody knocks in time") {
+        Some(Incoming::Session(knock)) => knock,
+        other => panic!("no session: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_is_pushed_before_there_is_a_connection_goes_once_there_is() {
+    let (manager, mut listener) = WsManager::new(WsServerConfig::default(), Arc::new(ByName));
+    let parts = parts();
+    let (accepted, mut owner) = tokio::join!(manager.upgrade(&parts, [127, 0, 0, 1].into()), async {
+        Owner::start(next_knock(&mut listener).await.handshake.await.unwrap(), None)
+    });
+    let mut waiting = VecDeque::from([Envelope::Ping]);
+    {
+        let mut pushing = std::pin::pin!(owner.push(&mut waiting));
+        let waker = std::task::Waker::noop();
+        assert!(pushing.as_mut().poll(&mut std::task::Context::from_waker(waker)).is_pending());
+        let (near, mut far) = tokio::io::duplex(1024);
+        accepted.unwrap().attach(near, b"");
+        tokio::time::timeout(PATIENCE, pushing).await.expect("it goes").unwrap();
+        let mut bytes = [0; 64];
+        let read = tokio::io::AsyncReadExt::read(&mut far, &mut bytes).await.unwrap();
+        assert!(bytes[..read].ends_with(PING_ELEMENT));
+    }
+    assert!(VecDeque::is_empty(&waiting));
+}
+
+#[tokio::test]
+async fn p6_a_peer_that_went_away_at_the_door_gets_no_session() {
+    let (manager, mut listener) = WsManager::new(WsServerConfig::default(), Arc::new(ByName));
+    let parts = parts();
+    {
+        let mut upgrading = std::pin::pin!(manager.upgrade(&parts, [127, 0, 0, 1].into()));
+        let waker = std::task::Waker::noop();
+        assert!(upgrading.as_mut().poll(&mut std::task::Context::from_waker(waker)).is_pending());
+    }
+    let knock = next_knock(&mut listener).await;
+    assert!(knock.handshake.await.is_err(), "it would take the place of one that lives");
+    // Gone after it was let in: its owner is told.
+    let (accepted, owner) = tokio::join!(manager.upgrade(&parts, [127, 0, 0, 1].into()), async {
+        Owner::start(next_knock(&mut listener).await.handshake.await.unwrap(), None)
+    });
+    drop(accepted);
+    assert_eq!(owner.ended().await, EndReason::Lost);
+}
+
+#[tokio::test]
+async fn t17_a_token_that_is_revoked_at_the_door_gets_no_session() {
+    #[derive(Debug, Default)]
+    struct Once(std::sync::atomic::AtomicBool);
+    #[async_trait::async_trait]
+    impl Authenticator for Once {
+        async fn authenticate(&self, credentials: &Credentials) -> Result<Principal, AuthError> {
+            match self.0.swap(true, std::sync::atomic::Ordering::Relaxed) {
+                false => ByName.authenticate(credentials).await,
+                true => Err(AuthError::Rejected),
+            }
+        }
+        async fn verifier(&self, device: &DeviceId, hash: ScramHash) -> Result<ScramVerifier, AuthError> {
+            ByName.verifier(device, hash).await
+        }
+    }
+    let (manager, mut listener) = WsManager::new(WsServerConfig::default(), Arc::new(Once::default()));
+    let parts = parts();
+    let (refused, handshake) = tokio::join!(manager.upgrade(&parts, [127, 0, 0, 1].into()), async {
+        next_knock(&mut listener).await.handshake.await
+    });
+    assert_eq!(refused.unwrap_err(), Refusal::Unauthenticated);
+    assert!(handshake.is_err());
 }
 
 #[tokio::test]
