@@ -157,6 +157,10 @@ impl Shared {
         self.changed.notify_waiters();
     }
 
+    pub(crate) fn set_keepalive(&self, keepalive: Option<Duration>) {
+        self.order(|machine, now| machine.set_keepalive(keepalive, now));
+    }
+
     /// Takes from the queue what there is room for, and writes it; `None` if there is no room.
     fn take_from(&self, queue: &mut dyn Queue) -> Option<Result<(), TransportError>> {
         let task = {

@@ -1,6 +1,11 @@
 //! [`Connector`] over WebSocket.
 
-use std::{fmt, io, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
@@ -81,8 +86,17 @@ pub struct WsConnector {
     handshake: Duration,
     control: ControlConfig,
     pub(super) channel: ChannelConfig,
+    /// Of all clones.
+    live: Arc<Mutex<Live>>,
     /// RFC 6455 §4.1: to one host one handshake at a time. A control session waits for no channel's.
     pub(super) turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// What can change while a session lives.
+struct Live {
+    keepalive: Option<Duration>,
+    /// The session that was opened last.
+    session: Weak<Shared>,
 }
 
 impl fmt::Debug for WsConnector {
@@ -141,7 +155,24 @@ impl WsConnector {
         let path = uri.path_and_query().map_or("/", |path| path.as_str()).into();
         let WsSettings { dial, handshake, control, channel, .. } = settings;
         let turn = Arc::default();
-        Ok(Self { dial, tls, target, host, path, handshake, control, channel, turn })
+        let live = Arc::new(Mutex::new(Live { keepalive: control.keepalive, session: Weak::new() }));
+        Ok(Self { dial, tls, target, host, path, handshake, control, channel, live, turn })
+    }
+
+    /// Changes [`ControlConfig::keepalive`], for the session that was opened last and those to come.
+    pub fn set_keepalive(&self, keepalive: Option<Duration>) {
+        let session = {
+            let mut live = self.live();
+            live.keepalive = keepalive;
+            live.session.upgrade()
+        };
+        if let Some(session) = session {
+            session.set_keepalive(keepalive);
+        }
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Dials, opens a WebSocket as `opening` says, and gives the answer, whose status is 101, with what came after it.
@@ -255,8 +286,15 @@ impl Connector for WsConnector {
         })?;
         let resumed = options.resume.as_ref() == Some(&id);
         let end = End::Device(fresh_mask);
-        let machine = Machine::new(end, options.device.clone(), self.control.clone(), session::now());
-        let shared = Shared::new(machine, Arc::default());
+        let mut control = self.control.clone();
+        let shared = {
+            let mut live = self.live();
+            control.keepalive = live.keepalive;
+            let machine = Machine::new(end, options.device.clone(), control, session::now());
+            let shared = Shared::new(machine, Arc::default());
+            live.session = Arc::downgrade(&shared);
+            shared
+        };
         let connected = Connected { stream, early, runtime: Handle::current() };
         let push = WsPush::new(shared, Box::new(connected), self.control.close_within * 2);
         Ok(Session::new(options.device, id, INFO, Box::new(push)).with_resumed(resumed))

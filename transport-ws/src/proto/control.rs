@@ -196,6 +196,16 @@ impl Machine {
         self.link.take_leave(code, words, now);
     }
 
+    /// From now on a data frame goes after so long without a message from the peer, counted from the last one.
+    pub fn set_keepalive(&mut self, keepalive: Option<Duration>, now: Instant) {
+        let quiet_since = match (self.keepalive_at, self.config.keepalive) {
+            (Some(at), Some(before)) => at.checked_sub(before).unwrap_or(now),
+            _ => now,
+        };
+        self.config.keepalive = keepalive;
+        self.keepalive_at = keepalive.map(|keepalive| quiet_since + keepalive);
+    }
+
     /// The owner thinks that the connection may be dead: it is given a short time to show otherwise.
     pub fn suspect(&mut self, now: Instant) {
         self.push(&Envelope::Ping, now);

@@ -56,13 +56,17 @@ impl Outgoing {
     }
 
     fn message(&mut self, kind: Data, bytes: &[u8]) {
-        let mut chunks = bytes.chunks(FRAME).peekable();
         let mut opcode = kind;
-        while let Some(chunk) = chunks.next() {
-            let frame = self.frame(OpCode::Data(opcode), chunks.peek().is_none(), chunk);
+        let mut rest = bytes;
+        loop {
+            let (chunk, after) = rest.split_at(rest.len().min(FRAME));
+            let frame = self.frame(OpCode::Data(opcode), after.is_empty(), chunk);
             self.bytes += frame.len();
             self.data.push_back(frame);
-            opcode = Data::Continue;
+            if after.is_empty() {
+                break;
+            }
+            (opcode, rest) = (Data::Continue, after);
         }
     }
 

@@ -62,6 +62,30 @@ fn s4_a_device_keeps_alive_with_data_however_many_pings_come() {
 }
 
 #[test]
+fn s4_a_keep_alive_that_changes_counts_from_the_last_message() {
+    let mut rig = Rig::device();
+    let texts = |rig: &Rig| rig.wrote.iter().filter(|wrote| matches!(wrote, Received::Text(_))).count();
+    rig.pass(secs(10));
+    rig.text("<pong xmlns='urn:relay:1'/>");
+    rig.pass(secs(5));
+    rig.machine.set_keepalive(Some(secs(8)), rig.now);
+    rig.pass(secs(2));
+    assert_eq!(texts(&rig), 0);
+    rig.pass(secs(1));
+    assert_eq!(texts(&rig), 1);
+    rig.text("<pong xmlns='urn:relay:1'/>");
+    // Shorter than what has passed already: at once.
+    rig.pass(secs(7));
+    rig.machine.set_keepalive(Some(secs(3)), rig.now);
+    rig.pass(Duration::ZERO);
+    assert_eq!(texts(&rig), 2);
+    rig.text("<pong xmlns='urn:relay:1'/>");
+    rig.machine.set_keepalive(None, rig.now);
+    rig.pass(secs(3_600));
+    assert_eq!((texts(&rig), rig.ended()), (2, None));
+}
+
+#[test]
 fn l9_a_connection_that_is_suspected_has_5_s_to_show_life() {
     for alive in [false, true] {
         let mut rig = Rig::device();
