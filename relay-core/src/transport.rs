@@ -97,7 +97,7 @@ pub trait Connector: fmt::Debug + Send + Sync + 'static {
     /// Connects, authenticates and establishes a session.
     ///
     /// # Errors
-    /// By [`ErrorKind`](crate::error::ErrorKind): `Unreachable` if nothing was sent, `Unauthenticated` if the
+    /// By [`ErrorKind`]: `Unreachable` if nothing was sent, `Unauthenticated` if the
     /// credential was not accepted, `TimedOut` at `options.deadline`, `Overloaded` with a time to come back.
     ///
     /// # Cancel safety

@@ -137,7 +137,7 @@ pub fn write(
     Ok(text.elements())
 }
 
-/// Appends `envelope` as [`write`] does, for a transport on which the device opens channels: an offer then says only
+/// Appends `envelope` as [`write()`] does, for a transport on which the device opens channels: an offer then says only
 /// that one is to be opened.
 ///
 /// # Errors

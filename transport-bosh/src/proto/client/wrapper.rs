@@ -84,7 +84,7 @@ impl Wrapper {
 
     /// The name of the stream error inside; old peers leave out the element around it.
     fn stream_error(&self) -> Option<Box<str>> {
-        let holder = self.body().child(ns::STREAMS, "error").unwrap_or(self.body());
+        let holder = self.body().child(ns::STREAMS, "error").unwrap_or_else(|| self.body());
         holder
             .children()
             .find(|child| child.namespace() == ns::STREAM_ERRORS && child.name() != "text")
