@@ -110,8 +110,10 @@ impl Span {
         Self::new(start, text.len())
     }
 
-    const fn len(self) -> usize {
-        (self.end - self.start) as usize
+    /// Whether it is `other`. Most are told apart by their lengths.
+    fn is(self, text: &str, other: &str) -> bool {
+        let (start, end) = (self.start as usize, self.end as usize);
+        end - start == other.len() && text.as_bytes().get(start..end) == Some(other.as_bytes())
     }
 
     pub(super) fn of(self, text: &str) -> &str {
@@ -239,25 +241,24 @@ impl<'d> ElementRef<'d> {
 
     /// Whether it is `name` in `namespace`.
     pub fn is(self, namespace: &str, name: &str) -> bool {
-        self.name() == name && self.namespace() == namespace
+        let text = &self.document.text;
+        self.node().is_some_and(|node| node.name.is(text, name) && node.namespace.is(text, namespace))
     }
 
     /// The attribute `name` in no namespace.
     pub fn attr(self, name: &str) -> Option<&'d str> {
-        self.attr_ns("", name)
+        let text = &self.document.text;
+        let mut own = self.own_attributes().iter();
+        let found = own.find(|it| it.namespace == Span::default() && it.name.is(text, name))?;
+        Some(found.value.of(text))
     }
 
     /// The attribute `name` in `namespace`.
     pub fn attr_ns(self, namespace: &str, name: &str) -> Option<&'d str> {
         let text = &self.document.text;
-        // Most are told apart by their lengths.
-        let is_it = |it: &&Attribute| {
-            it.name.len() == name.len()
-                && it.namespace.len() == namespace.len()
-                && it.name.of(text) == name
-                && it.namespace.of(text) == namespace
-        };
-        self.own_attributes().iter().find(is_it).map(|attribute| attribute.value.of(text))
+        let mut own = self.own_attributes().iter();
+        let found = own.find(|it| it.name.is(text, name) && it.namespace.is(text, namespace))?;
+        Some(found.value.of(text))
     }
 
     /// The attributes in no namespace, by name.
