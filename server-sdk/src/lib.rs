@@ -56,5 +56,13 @@ pub mod client;
 #[cfg(feature = "relay")]
 pub mod relay;
 
-pub use client::{AddressBook, Answer, Client, ClientBuilder, Device, DeviceFilter, Error, ErrorKind};
-pub use relay_core::{Body, Request, book, ids, outcome::Outcome, relay::State};
+pub use client::{
+    AddressBook, Answer, Client, ClientBuilder, Device, DeviceFilter, Error, ErrorKind, JobStream, PrintJob,
+};
+pub use relay_core::{
+    Body, Request,
+    app::{JobState, JobUpdate},
+    book, ids,
+    outcome::Outcome,
+    relay::State,
+};

@@ -24,6 +24,8 @@ use super::error::{Error, ErrorKind, kind_of};
 
 /// How long after the time of a call the relay's own answer is waited for.
 const MARGIN: Duration = Duration::from_secs(5);
+/// How long a job's answer may be silent: three times as long as the relay's is.
+const SILENCE: Duration = Duration::from_secs(45);
 /// How long the relay may take for what asks no device.
 const INQUIRY: Duration = Duration::from_secs(30);
 /// The longest words of an answer that stand in an error, in characters.
@@ -197,6 +199,42 @@ impl Http {
         })
     }
 
+    /// Makes a call for a job, whose answer comes as the job goes on. `moved` counts what of the call's body went out: as
+    /// long as that grows, the relay is not late.
+    pub(super) async fn follow(
+        &self,
+        call: RequestBuilder,
+        limit: Duration,
+        moved: impl Fn() -> u64,
+    ) -> Result<Following, Error> {
+        let mut answer = std::pin::pin!(call.send());
+        let mut before = moved();
+        let response = loop {
+            match tokio::time::timeout(limit.saturating_add(MARGIN), &mut answer).await {
+                Ok(response) => break response.map_err(|error| self.failed(error))?,
+                Err(_) if moved() != before => before = moved(),
+                Err(_) => {
+                    let words = "the relay did not say in time whether the device takes the job";
+                    return Err(Error::new(ErrorKind::Interrupted, words));
+                }
+            }
+        };
+        let about = About::read(&response);
+        let status = response.status().as_u16();
+        match (status, &about.request_id) {
+            (200, Some(id)) if about.outcome.is_some() => {
+                Ok(Following { id: id.clone(), response, waiting: BytesMut::new() })
+            }
+            (..400, _) => Err(not_the_relay(status, &about)),
+            _ => {
+                let body = self.body(response).await.map_err(|error| {
+                    error.with_status(status).with_request_id(about.request_id.clone()).with_outcome(about.outcome)
+                })?;
+                Err(about.error(status, &body))
+            }
+        }
+    }
+
     async fn send(&self, call: RequestBuilder, limit: Duration) -> Result<Response, Error> {
         call.timeout(limit).send().await.map_err(|error| self.failed(error))
     }
@@ -236,6 +274,34 @@ impl Http {
         };
         // The URL is known to the caller, and would be said twice.
         Error::new(kind, words).with_source(error.without_url())
+    }
+}
+
+/// An answer that comes line by line.
+pub(super) struct Following {
+    pub(super) id: RequestId,
+    response: Response,
+    waiting: BytesMut,
+}
+
+impl Following {
+    /// The longest line.
+    const MAX_LINE: usize = 64 * 1024;
+
+    /// The next line that is whole; `None` once no more comes, however that came about.
+    pub(super) async fn line(&mut self) -> Option<BytesMut> {
+        loop {
+            if let Some(end) = self.waiting.iter().position(|byte| *byte == b'\n') {
+                return Some(self.waiting.split_to(end + 1));
+            }
+            if self.waiting.len() > Self::MAX_LINE {
+                return None;
+            }
+            match tokio::time::timeout(SILENCE, self.response.chunk()).await {
+                Ok(Ok(Some(chunk))) => self.waiting.extend_from_slice(&chunk),
+                _ => return None,
+            }
+        }
     }
 }
 
@@ -314,7 +380,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 /// Words of others, as they may stand in a log or on a terminal (T43).
-fn readable(words: &str) -> String {
+pub(super) fn readable(words: &str) -> String {
     words.chars().take(MAX_WORDS).map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 

@@ -5,6 +5,8 @@ mod books;
 mod devices;
 mod error;
 mod http;
+mod print;
+mod upload;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -25,6 +27,7 @@ pub use self::{
     books::{AddressBook, BookVersion, BookWatch},
     devices::{Device, DeviceFilter, Devices, DevicesPage, Presence},
     error::{Error, ErrorKind},
+    print::{JobStream, PrintJob, Printing},
 };
 
 /// Calls devices through a relay. Cheap to clone; clones share their connections.
@@ -132,6 +135,27 @@ impl Client {
         }
         let reply = self.http.ask(call, self.wait).await?;
         Ok(Answer { id: reply.request_id, content_type: reply.content_type, bytes: reply.body })
+    }
+
+    /// Prints on a device, or has another of its apps work: say what, then send the document.
+    ///
+    /// ```no_run
+    /// # async fn run(relay: server_sdk::Client) -> Result<(), server_sdk::Error> {
+    /// use server_sdk::client::PrintJob;
+    ///
+    /// let job = PrintJob::new().user("Ann").job_name("Minutes").content_type("application/pdf");
+    /// let mut printing = relay.print("printer-1", job)?.file("minutes.pdf").await?;
+    /// while let Some(update) = printing.next().await? {
+    ///     println!("{}: {} bytes", update.state.as_str(), update.bytes);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] if `device` is no ID.
+    pub fn print(&self, device: impl AsRef<str>, job: PrintJob) -> Result<Printing, Error> {
+        Ok(Printing::new(self.clone(), DeviceId::new(device.as_ref())?, job))
     }
 
     /// One device: what is known of it, and whether it can be reached.

@@ -29,7 +29,8 @@ pub(crate) struct Kept {
     file: Box<str>,
     /// Where files have no names, it is there as long as it is open.
     open: Option<Arc<Spooled>>,
-    _held: Held,
+    /// What it counts for, while it is not open.
+    _held: Option<Held>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -89,7 +90,7 @@ impl Documents {
                 created: SystemTime::UNIX_EPOCH + Duration::from_millis(note.created),
                 file,
                 open: None,
-                _held: spool.hold(digest.bytes),
+                _held: Some(spool.hold(digest.bytes)),
             };
             let others = table.entry(note.owner).or_default();
             // Of two under one name, one is from a relay that died between writing the one and removing the other.
@@ -185,7 +186,7 @@ impl Documents {
             digest,
             created: now,
             file,
-            _held: self.spool.hold(digest.bytes),
+            _held: self.spool.is_on_disk().then(|| self.spool.hold(digest.bytes)),
             open: (!self.spool.is_on_disk()).then_some(spooled),
         });
         let before = self.table().entry(owner.clone()).or_default().insert(name, kept.clone());

@@ -23,18 +23,20 @@ use relay_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::{
-    sync::{OwnedMutexGuard, watch},
+    sync::{OwnedMutexGuard, Semaphore, watch},
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::spool::{Kind, Spool, Spooled, Writer};
+use super::spool::{Kind, Spool, SpoolError, Spooled, Writer};
 
 /// How often a device that has all there is of a late document is held to be at work.
 const AWAITING: Duration = Duration::from_secs(10);
 /// How long an upload that lost its connection may take to let go of the document.
 const LET_GO: Duration = Duration::from_secs(5);
-/// Jobs of a relay before this one that are gone on with. Each costs a task and a file.
-const MAX_REVIVED: usize = 10_000;
+/// Jobs of a relay before this one that are gone on with. Each costs an open file from the start.
+const MAX_REVIVED: usize = 1_000;
+/// Documents of theirs that are read at once, for their hashes.
+const READING: usize = 2;
 
 /// How a job ended.
 #[derive(Debug)]
@@ -305,6 +307,8 @@ pub(crate) struct Jobs {
     finished_for: Duration,
     finished_max: usize,
     table: Mutex<Table>,
+    /// Documents that are read again at once.
+    reading: Semaphore,
 }
 
 #[derive(Debug, Default)]
@@ -347,7 +351,8 @@ impl Document {
 impl Jobs {
     /// None yet.
     pub(crate) fn new(spool: Spool, finished_for: Duration, finished_max: usize) -> Self {
-        Self { spool, boot: boot(), finished_for, finished_max, table: Mutex::default() }
+        let reading = Semaphore::new(READING);
+        Self { spool, boot: boot(), finished_for, finished_max, table: Mutex::default(), reading }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -472,24 +477,23 @@ impl Jobs {
                 () = sleep(AWAITING), if waits => job.awaits_data(),
             }
         };
-        let bytes = updates.borrow().bytes;
+        let last = updates.borrow().clone();
         // Unless it ended by itself, the device is told.
         drop(job);
-        self.end(&tracked, end, bytes, opened).await
+        self.end(&tracked, end, last, opened).await
     }
 
     async fn end(
         self: &Arc<Self>,
         tracked: &Arc<Tracked>,
         end: Arc<End>,
-        bytes: u64,
+        last: JobUpdate,
         opened: bool,
     ) -> Outcome {
         let outcome = end.outcome(opened);
         let documents = tracked.documents().take();
         tracked.report.send_modify(|report| {
-            report.update.state = end.state();
-            report.update.bytes = report.update.bytes.max(bytes);
+            report.update = JobUpdate { state: end.state(), ..last };
             report.end = Some((outcome, end));
         });
         drop(documents);
@@ -533,7 +537,8 @@ impl Jobs {
         }
     }
 
-    /// Takes over the jobs of a relay before this one, which [`Jobs::revive`] is then to go on with.
+    /// Takes over the jobs of a relay before this one, which [`Jobs::revive`] is then to go on with. Until then, their
+    /// callers and devices find them, and wait.
     pub(crate) async fn recover(&self) -> Vec<Revived> {
         let notes = match self.spool.notes(Kind::Job).await {
             Ok(notes) => notes,
@@ -551,27 +556,42 @@ impl Jobs {
                 Some(_) => self.spool.reopen(Kind::Job, &name).await.ok(),
                 None => None,
             };
-            let (Some(note), Some(mut writer)) = (note, opened) else {
+            let (Some(note), Some(writer)) = (note, opened) else {
                 self.spool.remove(Kind::Job, &name).await;
                 continue;
             };
             let sent = writer.spooled().clone();
-            let writer = match note.whole {
-                true if writer.finish().await.is_ok() => None,
-                _ => Some(writer),
-            };
             let (id, device, owner) = (note.id.clone(), note.device.clone(), note.owner.clone());
             let documents = Documents { data: sent.clone(), sent };
-            let tracked = self.insert(id, device, owner, documents, writer, Some((name, value)));
+            let tracked = self.insert(id, device, owner, documents, Some(writer), Some((name, value)));
             revived.push(Revived { tracked, note });
         }
         revived
+    }
+
+    async fn read_again(&self, tracked: &Tracked, whole: bool) -> Result<(), SpoolError> {
+        // Whoever wants to go on with the upload waits as long.
+        let mut slot = tracked.writer.lock().await;
+        let _turn = self.reading.acquire().await;
+        if let Some(writer) = slot.as_mut() {
+            writer.read_again().await?;
+            if whole {
+                writer.finish().await?;
+                *slot = None;
+            }
+        }
+        Ok(())
     }
 
     /// Goes on with a job of a relay before this one, under the ID that its device and its caller know.
     pub(crate) async fn revive(self: &Arc<Self>, relay: &Relay, revived: Revived) -> Outcome {
         let Revived { tracked, note } = revived;
         let Some(Documents { data, .. }) = tracked.documents().clone() else { return Outcome::Refused };
+        if let Err(error) = self.read_again(&tracked, note.whole).await {
+            tracing::warn!(request = %note.id, %error, "a job's document cannot be read");
+            let end = End::NoDocument("store-unavailable", error.to_string()).into();
+            return self.end(&tracked, end, JobUpdate::default(), false).await;
+        }
         let resume = self.spool.limits().upload_resume.max(note.wait);
         let deadline = Instant::now() + resume;
         let mut presence = relay.watch_presence();
@@ -611,7 +631,7 @@ impl Jobs {
                 () = sleep_until(deadline) => break End::Unanswered(RequestError::DeviceOffline).into(),
             }
         };
-        self.end(&tracked, end, 0, false).await
+        self.end(&tracked, end, JobUpdate::default(), false).await
     }
 }
 

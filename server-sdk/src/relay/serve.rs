@@ -29,7 +29,7 @@ use super::{
     directory::Directory,
     documents::Documents,
     http::{App, jobs, listen},
-    jobs::Jobs,
+    jobs::{Jobs, Revived},
     spool::Spool,
     store::{DataFolder, FolderError, SqliteStore},
 };
@@ -98,6 +98,7 @@ pub struct Server {
     key_file: Option<PathBuf>,
     drain_grace: Duration,
     drain_retry_after: Duration,
+    revived: Vec<Revived>,
 }
 
 impl fmt::Debug for Server {
@@ -182,6 +183,7 @@ impl Server {
         let holds = |key: &_| auth.keys().iter().any(|known| known.id == *key);
         let documents = Documents::load(spool.clone(), holds).await.map_err(ServeError::Documents)?;
         let jobs = Arc::new(Jobs::new(spool, finished_for, finished_max));
+        let revived = jobs.recover().await;
         let managers = (manager, ws_manager);
         let http = (config.http, config.trusted_proxies);
         let app = Arc::new(App::new(relay, store, auth, directory, managers, (documents, jobs), http));
@@ -203,6 +205,7 @@ impl Server {
             key_file: None,
             drain_grace: config.drain_grace,
             drain_retry_after: config.drain_retry_after,
+            revived,
         })
     }
 
@@ -247,7 +250,7 @@ impl Server {
     /// # Cancel safety
     /// Dropped, it closes its addresses and connections at once, without draining.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { app, listeners, bosh, ws, room, drain_grace, drain_retry_after, .. } = self;
+        let Self { app, listeners, bosh, ws, room, drain_grace, drain_retry_after, revived, .. } = self;
         let _cut = Cut(app.clone());
         let room = Arc::new(Semaphore::new(room));
         let mut accepting = JoinSet::new();
@@ -260,7 +263,7 @@ impl Server {
             accepting.spawn(async move { relay.serve(transport).await });
         }
         accepting.spawn(app.books.clone().run());
-        accepting.spawn(jobs::revive(app.clone()));
+        accepting.spawn(jobs::revive(app.clone(), revived));
         shutdown.await;
         tracing::info!("draining");
         app.stop();

@@ -163,30 +163,21 @@ impl Spool {
         Ok(Writer::new(spooled.await?, Sha256::new()))
     }
 
-    /// Goes on with a document of `kind` that was begun as `name`. Reads all of it.
+    /// Goes on with a document of `kind` that was begun as `name`. Before anything else, [`Writer::read_again`] is to
+    /// be called.
     ///
     /// # Errors
     /// [`SpoolError`].
     pub(crate) async fn reopen(&self, kind: Kind, name: &str) -> Result<Writer, SpoolError> {
         let gone = || SpoolError::Io(io::ErrorKind::NotFound.into());
         let path = self.path(kind, name, "data").ok_or_else(gone)?;
-        let read = blocking(move || {
+        let (file, length) = blocking(move || {
             let file = OpenOptions::new().read(true).write(true).open(&path)?;
-            let (mut hash, mut length, mut window) = (Sha256::new(), 0, vec![0; WINDOW]);
-            loop {
-                match file.read_at(&mut window, length)? {
-                    0 => break,
-                    read => {
-                        hash.update(&window[..read]);
-                        length += read as u64;
-                    }
-                }
-            }
-            Ok((file, hash, length))
-        });
-        let (file, hash, length) = read.await?;
-        let held = self.hold(length);
-        Ok(Writer::new(Spooled::new(name.into(), None, file, held, length), hash))
+            let length = file.metadata()?.len();
+            Ok((file, length))
+        })
+        .await?;
+        Ok(Writer::new(Spooled::new(name.into(), None, file, self.hold(length), length), Sha256::new()))
     }
 
     /// A whole document of `kind`, to read; a job's goes with it. What it takes is counted by whoever keeps it.
@@ -527,6 +518,26 @@ impl Writer {
         &self.spooled
     }
 
+    /// Reads what a relay before this one wrote, all of it: its hash is wanted.
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`].
+    pub(crate) async fn read_again(&mut self) -> Result<(), SpoolError> {
+        let (file, length) = (self.spooled.file.clone(), self.spooled.available());
+        self.hash = blocking(move || {
+            let (mut hash, mut at, mut window) = (Sha256::new(), 0, vec![0; WINDOW]);
+            while at < length {
+                let wanted = usize::try_from(length - at).unwrap_or(WINDOW).min(WINDOW);
+                file.read_exact_at(&mut window[..wanted], at)?;
+                hash.update(&window[..wanted]);
+                at += wanted as u64;
+            }
+            Ok(hash)
+        })
+        .await?;
+        Ok(())
+    }
+
     /// Takes more of it. Readers see it from [`flush`](Self::flush) on, or when there is enough to be worth a write.
     ///
     /// # Errors
@@ -736,6 +747,7 @@ mod tests {
         assert_eq!(notes, [(name.as_str().into(), serde_json::json!({"is": 1}))]);
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
         let mut writer = spool.reopen(Kind::Job, &name).await.unwrap();
+        writer.read_again().await.unwrap();
         writer.write(bytes(5)).await.unwrap();
         let digest = writer.finish().await.unwrap();
         assert_eq!(digest, Digest::of(&[bytes(1000), bytes(5)].concat()));

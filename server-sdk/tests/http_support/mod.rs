@@ -133,13 +133,7 @@ impl Rig {
 
     /// Connects a device that is enrolled.
     pub async fn connect(&self, id: &str, token: &str) -> Device {
-        let deadline = (tokio::time::Instant::now() + PATIENCE).into_std();
-        let options = ConnectOptions::new(device_id(id), Secret::new(token), deadline);
-        let mut session = self.connector.connect(options).await.unwrap();
-        let (heard, inbox) = mpsc::channel(256);
-        let inbound = Arc::new(Heard { heard: Mutex::new(Some(heard)), end: Mutex::new(None) });
-        session.push.start(Started::new(session.id.clone(), session.resumed, inbound.clone()));
-        let device = Device { id: device_id(id), token: token.to_owned(), session, inbox, inbound };
+        let device = Device::connect(&self.connector, id, token).await;
         eventually(|| {
             self.relay.presence(&device.id).is_some_and(|p| p.state == relay_core::relay::State::Online)
         })
@@ -175,6 +169,17 @@ pub struct Device {
 }
 
 impl Device {
+    /// Connects by a transport of the test's own.
+    pub async fn connect(connector: &dyn Connector, id: &str, token: &str) -> Self {
+        let deadline = (tokio::time::Instant::now() + PATIENCE).into_std();
+        let options = ConnectOptions::new(device_id(id), Secret::new(token), deadline);
+        let mut session = connector.connect(options).await.unwrap();
+        let (heard, inbox) = mpsc::channel(256);
+        let inbound = Arc::new(Heard { heard: Mutex::new(Some(heard)), end: Mutex::new(None) });
+        session.push.start(Started::new(session.id.clone(), session.resumed, inbound.clone()));
+        Self { id: device_id(id), token: token.to_owned(), session, inbox, inbound }
+    }
+
     /// The next request.
     pub async fn request(&mut self) -> (RequestId, Arc<relay_core::Request>) {
         loop {

@@ -1,7 +1,7 @@
 //! Jobs over raw HTTP: the caller's side byte by byte, and a device that reads its data beside its session.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use relay_core::{
     Response,
@@ -70,17 +70,38 @@ pub async fn progress(device: &mut Device, id: &RequestId, bytes: u64, note: &st
     device.push(Envelope::Progress { id: id.clone(), progress }).await;
 }
 
+/// Where a relay is.
+pub trait Place {
+    fn address(&self) -> SocketAddr;
+}
+
+impl Place for Rig {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Place for SocketAddr {
+    fn address(&self) -> SocketAddr {
+        *self
+    }
+}
+
 /// One part of a job's data.
-pub async fn part(rig: &Rig, token: &str, id: &RequestId, range: &str) -> Got {
-    let mut wire = rig.wire().await;
+pub async fn part(rig: &impl Place, token: &str, id: &RequestId, range: &str) -> Got {
+    let mut wire = Wire::connect(rig.address()).await;
     let path = format!("/v1/requests/{id}/body");
     wire.send(&head("GET", &path, token, &[("range", range), ("connection", "close")], None)).await;
     wire.read().await.expect("an answer")
 }
 
 /// All of a job's data, part by part, up to its end. What is there of a part, if it breaks off, is gone on with.
-pub async fn read_all(rig: &Rig, token: &str, id: &RequestId) -> Vec<u8> {
-    let mut all = Vec::new();
+pub async fn read_all(rig: &impl Place, token: &str, id: &RequestId) -> Vec<u8> {
+    read_on(rig, token, id, Vec::new()).await
+}
+
+/// The same, of which some was read before.
+pub async fn read_on(rig: &impl Place, token: &str, id: &RequestId, mut all: Vec<u8>) -> Vec<u8> {
     timeout(PATIENCE * 3, async {
         loop {
             let got = part(rig, token, id, &format!("bytes={}-", all.len())).await;
@@ -115,27 +136,27 @@ pub struct Caller {
 impl Caller {
     /// Sends the head.
     pub async fn start(
-        rig: &Rig,
+        rig: &impl Place,
         method: &str,
         path: &str,
         key: &str,
         fields: &[(&str, &str)],
         length: Option<usize>,
     ) -> Self {
-        let mut wire = rig.wire().await;
+        let mut wire = Wire::connect(rig.address()).await;
         wire.send(&head(method, path, key, fields, length)).await;
         Self { wire, chunked: false, ended: false }
     }
 
     /// Prints: announces `length` bytes and waits for `100 Continue` with them.
-    pub async fn print(rig: &Rig, device: &str, query: &str, key: &str, length: usize) -> Self {
+    pub async fn print(rig: &impl Place, device: &str, query: &str, key: &str, length: usize) -> Self {
         let path = format!("/v1/devices/{device}/apps/print?{query}");
         let fields = [("expect", "100-continue"), ("content-type", "application/pdf")];
         Self::start(rig, "POST", &path, key, &fields, Some(length)).await
     }
 
     /// Goes on with the upload of `id`.
-    pub async fn resume(rig: &Rig, id: &str, key: &str, offset: usize, length: usize) -> Self {
+    pub async fn resume(rig: &impl Place, id: &str, key: &str, offset: usize, length: usize) -> Self {
         let offset = offset.to_string();
         let fields = [("upload-offset", &*offset), ("content-type", "application/partial-upload")];
         Self::start(rig, "PATCH", &format!("/v1/requests/{id}"), key, &fields, Some(length)).await

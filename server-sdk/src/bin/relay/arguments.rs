@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use relay_core::ids::{AccountId, DeviceId, KeyId, ObjectId};
+use relay_core::ids::{AccountId, DeviceId, DocumentId, KeyId, ObjectId};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done · 1 the relay or the device said no · 2 wrong arguments or settings · 3 the relay was not reached, \
@@ -80,6 +80,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Print a document on a device, and tell how it goes; with --json, an update a line
+    Print(Print),
     /// Write an object of a device, and print the value now in force
     Set {
         /// The device's ID
@@ -94,6 +96,38 @@ pub(crate) enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+}
+
+/// Ctrl-C cancels the job.
+#[derive(Debug, Args)]
+pub(crate) struct Print {
+    /// The device's ID
+    pub(crate) device: DeviceId,
+    /// The document; - is the standard input, which cannot be sent again if the connection breaks
+    #[arg(required_unless_present = "document")]
+    pub(crate) file: Option<PathBuf>,
+    /// Print a document that is kept on the relay instead
+    #[arg(long, value_name = "NAME", conflicts_with = "file")]
+    pub(crate) document: Option<DocumentId>,
+    /// Who prints
+    #[arg(long)]
+    pub(crate) user: Option<String>,
+    /// What the job is called [default: the file's name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) job_name: Option<String>,
+    /// The document's media type [default: by the file's name]
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) content_type: Option<String>,
+    /// What else the ticket says, such as copies=2; may be repeated
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = pair)]
+    pub(crate) ticket: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("NAME=VALUE is needed")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 #[derive(Debug, Subcommand)]

@@ -16,7 +16,7 @@ use server_sdk::{
 use crate::{
     arguments::{Command, Filter, Key, Reach},
     failure::Failure,
-    output,
+    output, print,
 };
 
 const DEFAULT_URL: &str = "http://127.0.0.1:8080";
@@ -104,6 +104,10 @@ pub(crate) async fn run(command: Command, reach: &Reach, json: bool) -> Result<(
             let request = objects.into_iter().fold(Request::new(device, Method::get()), Request::with_object);
             let relay = relay.with_wait(Duration::from_secs(wait.wait));
             output::answer(&relay.request(&request).await.map_err(failed)?, json)
+        }
+        Command::Print(print) => {
+            let relay = relay.with_wait(Duration::from_secs(print.wait.wait));
+            return print::print(&relay, url, print, json).await;
         }
         Command::Set { device, object, value, content_type, wait } => {
             let value = match value {

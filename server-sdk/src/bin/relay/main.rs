@@ -5,6 +5,7 @@ mod arguments;
 mod commands;
 mod failure;
 mod output;
+mod print;
 mod serve;
 
 use std::{io, process::ExitCode};

@@ -41,7 +41,7 @@ use super::{
 use crate::relay::{
     auth::Action,
     convert::Conversion,
-    jobs::{Document, End, Report, Told, Tracked, UNKNOWN_APP, Uploading},
+    jobs::{Document, End, Report, Revived, Told, Tracked, UNKNOWN_APP, Uploading},
     spool::Kind,
 };
 
@@ -524,8 +524,8 @@ fn problem_of(end: &End, outcome: Outcome, id: &RequestId) -> Problem {
 }
 
 /// Goes on with the jobs that a relay before this one was killed in.
-pub(crate) async fn revive(app: Arc<App>) {
-    for revived in app.jobs.recover().await {
+pub(crate) async fn revive(app: Arc<App>, revived: Vec<Revived>) {
+    for revived in revived {
         let app = app.clone();
         tokio::spawn(async move {
             let start = now();
