@@ -9,10 +9,10 @@
 //! or has changed meanwhile, a device gets the current version, once.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use relay_core::{
@@ -29,7 +29,7 @@ use relay_core::{
 use tokio::{
     sync::{Notify, Semaphore},
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 /// Changes of books that share a lock wait for each other, no more.
@@ -38,6 +38,8 @@ const STRIPES: usize = 64;
 const TRIES: usize = 8;
 /// Questions to the store at once.
 const LOOKS: usize = 2;
+/// How long the store is left alone that did not answer one.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// The books of a relay. Cheap to clone; all clones are one.
 #[derive(Clone)]
@@ -63,8 +65,15 @@ struct Desk {
     devices: BTreeSet<DeviceId>,
     /// Books to ask the store about.
     books: BTreeSet<BookKey>,
-    /// Versions that are being delivered, so that all deliveries share one document.
-    parcels: BTreeMap<BookKey, (Version, Parcel)>,
+    /// Books that are being delivered.
+    parcels: BTreeMap<BookKey, Shared>,
+}
+
+/// What the deliveries of one book that are under way share, so that there is one document for all of them.
+#[derive(Default)]
+struct Shared {
+    deliveries: usize,
+    parcel: Option<(Version, Parcel)>,
 }
 
 impl std::fmt::Debug for Books {
@@ -154,16 +163,13 @@ impl Books {
     ///
     /// # Errors
     /// [`ChangeError`]: nothing is changed.
+    ///
+    /// # Cancel safety
+    /// Dropped, it goes on: what is stored has to be handed out, too.
     pub(crate) async fn change(&self, book: &BookKey, edit: Edit) -> Result<Changed, ChangeError> {
-        let stripe = self.inner.hasher.hash_one(book) as usize % STRIPES;
-        let _alone = self.inner.changing[stripe].lock().await;
-        let edit = Arc::new(edit);
-        for _ in 0..TRIES {
-            if let Some(changed) = self.inner.try_change(book, &edit).await? {
-                return Ok(changed);
-            }
-        }
-        Err(ChangeError::Busy)
+        let (inner, book) = (self.inner.clone(), book.clone());
+        let change = tokio::spawn(async move { inner.change(&book, Arc::new(edit)).await });
+        change.await.unwrap_or_else(|_| Err(StoreError::unavailable("the relay is stopping").into()))
     }
 
     /// Looks what `device` lacks, if it is online: it registered, or counts for an account, just now.
@@ -178,7 +184,7 @@ impl Books {
     pub(crate) async fn run(self) {
         let mut tasks = JoinSet::new();
         let mut watch = self.inner.relay.watch_presence();
-        self.inner.look_at_all().await;
+        tasks.spawn(self.inner.clone().look_at_all());
         loop {
             self.inner.start(&mut tasks);
             let wake_at = self.inner.desk().machine.wake_at();
@@ -189,7 +195,7 @@ impl Books {
                     // Whoever came or went meanwhile is found by looking at all.
                     Err(_) => {
                         watch = self.inner.relay.watch_presence();
-                        self.inner.look_at_all().await;
+                        tasks.spawn(self.inner.clone().look_at_all());
                     }
                 },
                 () = self.inner.news.notified() => {}
@@ -213,6 +219,17 @@ impl Inner {
 
     fn is_online(&self, device: &DeviceId) -> bool {
         self.relay.presence(device).is_some_and(|presence| presence.state == State::Online)
+    }
+
+    async fn change(&self, book: &BookKey, edit: Arc<Edit>) -> Result<Changed, ChangeError> {
+        let stripe = self.hasher.hash_one(book) as usize % STRIPES;
+        let _alone = self.changing[stripe].lock().await;
+        for _ in 0..TRIES {
+            if let Some(changed) = self.try_change(book, &edit).await? {
+                return Ok(changed);
+            }
+        }
+        Err(ChangeError::Busy)
     }
 
     /// `None` if another node was faster.
@@ -246,22 +263,22 @@ impl Inner {
         if let Some(device) = holder {
             put = put.held_by(device.clone());
         }
-        let version = match self.store.put_book(&put, SystemTime::now()).await? {
+        let stored = self.store.put_book(&put, SystemTime::now()).await;
+        // After an error, too: nobody knows then whether it is stored, and looking does no harm.
+        self.desk().books.insert(book.clone());
+        self.news.notify_one();
+        let version = match stored? {
             BookStored::Stored(version) => version,
             BookStored::Full => return Err(ChangeError::Full),
             _ => return Ok(None),
         };
+        if let Some(device) = holder {
+            self.desk().machine.has(device, book, version);
+        }
         tracing::info!(
             account = %book.account, book = %book.book, %version, merged,
             device = edit.by.as_ref().map(tracing::field::display), "address book changed"
         );
-        let mut desk = self.desk();
-        if let Some(device) = holder {
-            desk.machine.has(device, book, version);
-        }
-        desk.books.insert(book.clone());
-        drop(desk);
-        self.news.notify_one();
         let key = current.map_or_else(|| book.clone(), |current| current.key);
         Ok(Some(Changed { record: BookRecord::new(key, version, put.content), created, merged }))
     }
@@ -279,26 +296,28 @@ impl Inner {
     }
 
     /// Looks at every device that is online: for a beginning, and after presence was not heard for a while.
-    async fn look_at_all(&self) {
+    async fn look_at_all(self: Arc<Self>) {
         let known = self.desk().machine.devices();
         for device in known.iter().filter(|device| !self.is_online(device)) {
             self.desk().machine.offline(device);
         }
         let mut after = None;
         loop {
-            let page = match self.store.known(after.as_ref(), MAX_PAGE).await {
-                Ok(page) => page,
-                Err(error) => {
-                    tracing::warn!(%error, "devices that lack an address book get it when they next connect");
-                    return;
+            match self.store.known(after.as_ref(), MAX_PAGE).await {
+                Ok(page) => {
+                    let ids = page.items.into_iter().map(|known| known.id);
+                    let online: Vec<DeviceId> = ids.filter(|device| self.is_online(device)).collect();
+                    self.desk().devices.extend(online);
+                    self.news.notify_one();
+                    after = page.next;
+                    if after.is_none() {
+                        return;
+                    }
                 }
-            };
-            let online = page.items.into_iter().map(|known| known.id).filter(|device| self.is_online(device));
-            let online: Vec<DeviceId> = online.collect();
-            self.desk().devices.extend(online);
-            after = page.next;
-            if after.is_none() {
-                return;
+                Err(error) => {
+                    tracing::warn!(%error, "who lacks an address book is asked again");
+                    sleep(LOOK_AGAIN).await;
+                }
             }
         }
     }
@@ -323,6 +342,7 @@ impl Inner {
         }
         while let Some(delivery) = desk.machine.next_delivery() {
             let inner = self.clone();
+            desk.parcels.entry(delivery.book.clone()).or_default().deliveries += 1;
             let mut under_way = UnderWay { inner, delivery, outcome: Outcome::Failed };
             tasks.spawn(async move {
                 let outcome = under_way.inner.deliver(&under_way.delivery).await;
@@ -348,8 +368,9 @@ impl Inner {
         }
         .await;
         if let Err(error) = found {
-            tracing::warn!(%error, account = %book.account, book = %book.book,
-                "devices that lack this address book get it when they next connect");
+            tracing::warn!(%error, account = %book.account, book = %book.book, "who lacks this address book is asked again");
+            sleep(LOOK_AGAIN).await;
+            self.desk().books.insert(book.clone());
         }
     }
 
@@ -358,7 +379,9 @@ impl Inner {
             Ok(books) if books.is_empty() => {}
             Ok(books) => self.lacks(device, books),
             Err(error) => {
-                tracing::warn!(%error, %device, "what this device lacks is looked for when it next connects");
+                tracing::warn!(%error, %device, "which address books this device lacks is asked again");
+                sleep(LOOK_AGAIN).await;
+                self.desk().devices.insert(device.clone());
             }
         }
     }
@@ -391,16 +414,13 @@ impl Inner {
     }
 
     async fn try_deliver(&self, device: &DeviceId, book: &BookKey) -> Result<Outcome, StoreError> {
-        let lacking = self.store.lacking_books(device).await?;
-        // It has it meanwhile, or does not share it any more.
-        let Some((_, version)) = lacking.into_iter().find(|(lacking, _)| lacking == book) else {
+        let Some((version, parcel)) = self.parcel_for(device, book).await? else {
             return Ok(Outcome::Refused);
         };
         let record = self.store.device(device).await?;
         let app = record
             .and_then(|record| record.apps.into_iter().find(|app| takes_books(std::slice::from_ref(app))));
         let Some(app) = app else { return Ok(Outcome::Refused) };
-        let Some((version, parcel)) = self.parcel(book, version).await? else { return Ok(Outcome::Refused) };
         let mut call = JobCall::new(device.clone(), app, Arc::new(MemorySource::new(parcel.data)));
         call.header = Some(parcel.header);
         let answer = match self.relay.job(call) {
@@ -430,21 +450,30 @@ impl Inner {
         }
     }
 
-    /// The current version, which is `version` or a newer one, ready to go.
-    async fn parcel(
+    /// The version of `book` that `device` lacks, ready to go; `None` if it has it meanwhile, or does not share the book
+    /// any more.
+    async fn parcel_for(
         &self,
+        device: &DeviceId,
         book: &BookKey,
-        version: Version,
     ) -> Result<Option<(Version, Parcel)>, StoreError> {
-        if let Some((made, parcel)) = self.desk().parcels.get(book)
-            && *made >= version
-        {
-            return Ok(Some((*made, parcel.clone())));
+        for _ in 0..TRIES {
+            let lacking = self.store.lacking_books(device).await?;
+            let Some((_, version)) = lacking.into_iter().find(|(lacking, _)| lacking == book) else {
+                return Ok(None);
+            };
+            let shared = self.desk().parcels.get(book).and_then(|shared| shared.parcel.clone());
+            if let Some(parcel) = shared.filter(|(made, _)| *made == version) {
+                return Ok(Some(parcel));
+            }
+            let Some(record) = self.store.book(book).await? else { return Ok(None) };
+            let parcel = Parcel::new(&record.key.book, record.version, &record.content);
+            if let Some(shared) = self.desk().parcels.get_mut(book) {
+                shared.parcel = Some((record.version, parcel));
+            }
+            // If it is a newer one by now, this may be the device that made it: looked at again.
         }
-        let Some(record) = self.store.book(book).await? else { return Ok(None) };
-        let parcel = Parcel::new(&record.key.book, record.version, &record.content);
-        self.desk().parcels.insert(book.clone(), (record.version, parcel.clone()));
-        Ok(Some((record.version, parcel)))
+        Err(StoreError::unavailable("the address book changes too fast"))
     }
 }
 
@@ -465,8 +494,11 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         let mut desk = self.inner.desk();
         desk.machine.finished(Instant::now().into_std(), &self.delivery.device, self.outcome);
-        if desk.machine.under_way() == 0 {
-            desk.parcels.clear();
+        if let Entry::Occupied(mut shared) = desk.parcels.entry(self.delivery.book.clone()) {
+            shared.get_mut().deliveries -= 1;
+            if shared.get().deliveries == 0 {
+                shared.remove();
+            }
         }
     }
 }

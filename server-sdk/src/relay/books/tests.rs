@@ -1,7 +1,4 @@
-use std::{
-    collections::{HashMap, VecDeque},
-    time::Duration,
-};
+use std::collections::{HashMap, VecDeque};
 
 use relay_core::{
     Body, Response,
@@ -378,4 +375,14 @@ async fn a5_a_device_that_shares_a_book_from_now_on_gets_it_at_once() {
     rig.books.look(&id(0));
     eventually(|| rig.given(&id(0)) == [version]).await;
     rig.quiet().await;
+}
+
+#[tokio::test]
+async fn a5_a_change_whose_caller_goes_is_handed_out_all_the_same() {
+    let rig = Rig::start(1).await;
+    let _here = rig.connect(&id(0)).await;
+    let edit = Edit { base: None, content: entry("a", "1"), by: None };
+    let gone = timeout(Duration::ZERO, rig.books.change(&staff(), edit)).await;
+    assert!(gone.is_err(), "it was done at once");
+    eventually(|| rig.given(&id(0)).len() == 1).await;
 }
