@@ -135,6 +135,11 @@ impl fmt::Debug for Tracked {
 }
 
 impl Tracked {
+    /// The key that it belongs to.
+    pub(crate) const fn owner(&self) -> &KeyId {
+        &self.owner
+    }
+
     /// How it is, and as it changes.
     pub(crate) fn report(&self) -> watch::Receiver<Report> {
         self.report.subscribe()
@@ -274,6 +279,27 @@ impl Drop for Uploading {
         if let Some(writer) = self.writer.as_mut() {
             writer.rest();
         }
+    }
+}
+
+#[cfg(test)]
+impl Tracked {
+    /// One whose document is still coming in, with nobody behind it.
+    pub(crate) async fn alone() -> (Arc<Self>, Writer) {
+        let spool = Spool::open(None, super::config::SpoolLimits::default()).unwrap();
+        let writer = spool.begin(Kind::Job, None).await.unwrap();
+        let jobs = Jobs::new(spool, Duration::from_secs(600), 10);
+        let sent = writer.spooled().clone();
+        let documents = Documents { data: sent.clone(), sent };
+        let name = |text| RequestId::new(text).unwrap();
+        let (device, owner) = (DeviceId::new("d").unwrap(), KeyId::new("k").unwrap());
+        (jobs.insert(name("r"), device, owner, documents, None, None), writer)
+    }
+
+    /// Reports what is said here.
+    pub(crate) fn tell(&self, update: JobUpdate, end: Option<End>) {
+        let end = end.map(|end| (end.outcome(true), Arc::new(end)));
+        self.report.send_replace(Report { update, end });
     }
 }
 

@@ -25,7 +25,7 @@ use relay_core::{
 use serde_json::{Value, json};
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
 use super::{
@@ -52,6 +52,8 @@ const BETWEEN_LINES: Duration = Duration::from_millis(200);
 const BETWEEN_LINES_WHILE_UPLOADING: Duration = Duration::from_secs(2);
 /// The longest time between two lines: proxies cut what is silent for a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How often a caller's key is looked at again: so long may a revoked one still send and hear (T17).
+const KEY_CHECK: Duration = Duration::from_secs(5);
 /// The longest value in a ticket, in characters.
 const MAX_VALUE: usize = 1024;
 
@@ -330,7 +332,8 @@ pub(super) async fn open(
         None => drop(done.send(Ok(()))),
     }
     let (pieces, body) = ReplyBody::stream();
-    tokio::spawn(tell(tracked.clone(), pieces, uploaded));
+    let (auth, caller) = (app.auth.clone(), Principal::Service(tracked.owner().clone()));
+    tokio::spawn(tell(tracked.clone(), pieces, uploaded, move || auth.holds(&caller)));
     let mut reply = Reply::new(body);
     let headers = reply.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
@@ -423,10 +426,17 @@ fn refuse(tracked: &Tracked, problem: Problem) {
     tracked.give_up(End::NoDocument(problem.code().as_str(), problem.detail().to_owned()));
 }
 
-/// Tells how the job goes, to its end.
-async fn tell(tracked: Arc<Tracked>, pieces: Pieces, mut uploaded: oneshot::Receiver<Result<(), Cut>>) {
+/// Tells how the job goes, to its end. `holds` says whether the caller's key still does.
+async fn tell(
+    tracked: Arc<Tracked>,
+    pieces: Pieces,
+    mut uploaded: oneshot::Receiver<Result<(), Cut>>,
+    holds: impl Fn() -> bool + Send,
+) {
     let mut report = tracked.report();
     let mut uploading = true;
+    let mut checks = interval(KEY_CHECK);
+    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let now = report.borrow_and_update().clone();
         let line = line(&tracked, &now, None);
@@ -434,32 +444,41 @@ async fn tell(tracked: Arc<Tracked>, pieces: Pieces, mut uploaded: oneshot::Rece
             return pieces.finish();
         }
         let told = Instant::now();
-        let between = if uploading { BETWEEN_LINES_WHILE_UPLOADING } else { BETWEEN_LINES };
-        let over = |report: &Report| report.end.is_some();
-        let mut waiting = report.clone();
-        // Something worth a line, and not too soon after the last one.
-        let news = async {
-            let _ = waiting.wait_for(|report| over(report) || report.update != now.update).await;
+        loop {
+            let between = if uploading { BETWEEN_LINES_WHILE_UPLOADING } else { BETWEEN_LINES };
+            let over = |report: &Report| report.end.is_some();
+            let mut waiting = report.clone();
+            // Something worth a line, and not too soon after the last one.
+            let news = async {
+                let _ = waiting.wait_for(|report| over(report) || report.update != now.update).await;
+                tokio::select! {
+                    _ = waiting.wait_for(over) => {}
+                    () = sleep_until(told + between) => {}
+                }
+            };
             tokio::select! {
-                _ = waiting.wait_for(over) => {}
-                () = sleep_until(told + between) => {}
-            }
-        };
-        tokio::select! {
-            () = news => {}
-            () = sleep_until(told + KEEP_ALIVE) => {}
-            () = pieces.hung_up() => return,
-            cut = &mut uploaded, if uploading => {
-                uploading = false;
-                match cut {
-                    Ok(Ok(())) => {}
-                    Ok(Err(Cut::Because(problem))) => {
-                        let now = report.borrow().clone();
-                        // Its state is not final: the caller sees that this was not the job's end.
-                        let _ = pieces.send(self::line(&tracked, &now, Some(&problem))).await;
-                        return pieces.finish();
+                () = news => break,
+                () = sleep_until(told + KEEP_ALIVE) => break,
+                () = pieces.hung_up() => return,
+                _ = checks.tick() => if !holds() {
+                    if uploading {
+                        let words = "the key was revoked while its document came in";
+                        tracked.give_up(End::NoDocument(Code::Unauthenticated.as_str(), words.into()));
                     }
-                    Ok(Err(Cut::Gone)) | Err(_) => return,
+                    return pieces.finish();
+                },
+                cut = &mut uploaded, if uploading => {
+                    uploading = false;
+                    match cut {
+                        Ok(Ok(())) => {}
+                        Ok(Err(Cut::Because(problem))) => {
+                            let now = report.borrow().clone();
+                            // Its state is not final: the caller sees that this was not the job's end.
+                            let _ = pieces.send(self::line(&tracked, &now, Some(&problem))).await;
+                            return pieces.finish();
+                        }
+                        Ok(Err(Cut::Gone)) | Err(_) => return,
+                    }
                 }
             }
         }
@@ -542,7 +561,69 @@ pub(super) const fn status_of(report: &Report) -> StatusCode {
 
 #[cfg(test)]
 mod tests {
+    use std::{future::poll_fn, pin::Pin};
+
+    use hyper::body::Body as _;
+    use relay_core::{Response, app::JobUpdate};
+    use tokio::time::timeout;
+
     use super::*;
+
+    async fn next(body: &mut ReplyBody) -> Option<Value> {
+        let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await?;
+        Some(serde_json::from_slice(&frame.unwrap().into_data().unwrap()).unwrap())
+    }
+
+    fn at(bytes: u64) -> JobUpdate {
+        JobUpdate { state: JobState::Sending, bytes, note: None }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a4_lines_come_no_faster_than_eyes_and_no_slower_than_proxies() {
+        let (tracked, _writer) = Tracked::alone().await;
+        let (pieces, mut body) = ReplyBody::stream();
+        let (done, uploaded) = oneshot::channel();
+        tokio::spawn(tell(tracked.clone(), pieces, uploaded, || true));
+        let mut lines_in = async |seconds: u64, updates: bool| {
+            let end = Instant::now() + Duration::from_secs(seconds);
+            let mut lines = 0;
+            while Instant::now() < end {
+                if updates {
+                    let bytes = tracked.report().borrow().update.bytes + 1;
+                    tracked.tell(at(bytes), None);
+                }
+                if timeout(Duration::from_millis(10), next(&mut body)).await.is_ok() {
+                    lines += 1;
+                }
+            }
+            lines
+        };
+        assert_eq!(lines_in(1, false).await, 1, "the first comes at once");
+        assert_eq!(lines_in(60, false).await, 4, "one in 15 s, though nothing is new");
+        let lines = lines_in(10, true).await;
+        assert!((4..=6).contains(&lines), "one in 2 s during the upload, not {lines} in 10 s");
+        assert!(done.send(Ok(())).is_ok());
+        let lines = lines_in(10, true).await;
+        assert!((40..=51).contains(&lines), "five a second after it, not {lines} in 10 s");
+        tracked.tell(at(7), Some(End::Answered(Response::ok())));
+        let mut last = None;
+        while let Some(line) = next(&mut body).await {
+            last = Some(line);
+        }
+        let last = last.unwrap();
+        assert_eq!((&last["bytes"], &last["outcome"]), (&7.into(), &"answered".into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn t17_a_revoked_key_sends_and_hears_no_more() {
+        let (tracked, _writer) = Tracked::alone().await;
+        let (pieces, mut body) = ReplyBody::stream();
+        let (_done, uploaded) = oneshot::channel();
+        let start = Instant::now();
+        tokio::spawn(tell(tracked, pieces, uploaded, move || start.elapsed() < Duration::from_secs(12)));
+        while next(&mut body).await.is_some() {}
+        assert!(start.elapsed() <= Duration::from_secs(17), "{:?}", start.elapsed());
+    }
 
     fn app(name: &str) -> DeviceApp {
         DeviceApp {
