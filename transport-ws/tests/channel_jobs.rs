@@ -123,7 +123,7 @@ impl House {
         Printer { connector: WsConnector::with_settings(settings).unwrap(), got, push }
     }
 
-    async fn until(&self, what: &str, reached: impl Fn() -> bool) {
+    async fn until(&self, what: &str, reached: impl Fn() -> bool + Send) {
         let waiting = async {
             while !reached() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -158,7 +158,7 @@ impl Printer {
         ChannelOptions::new(device(), token(), id.clone(), app(), soon())
     }
 
-    async fn open(&self, id: &RequestId) -> DeviceChannel {
+    async fn open(&mut self, id: &RequestId) -> DeviceChannel {
         self.connector.channel(Self::options(id)).await.unwrap()
     }
 }

@@ -70,7 +70,7 @@ impl Rig {
     /// Asks a relay that answers with what `answer` makes of the key.
     async fn ask(
         &self,
-        answer: impl Fn(&str) -> String,
+        answer: impl Fn(&str) -> String + Send + Sync,
     ) -> (Result<DeviceChannel, TransportError>, Raw, String) {
         let relay = async {
             let (mut raw, head, key) = Self::accept(&self.listener).await;
@@ -82,7 +82,7 @@ impl Rig {
     }
 
     async fn open(&self) -> (DeviceChannel, Raw) {
-        let (channel, raw, _) = self.ask(|key| switching(key)).await;
+        let (channel, raw, _) = self.ask(switching).await;
         (channel.unwrap(), raw)
     }
 }
@@ -110,7 +110,7 @@ fn said(payload: &str) -> Vec<u8> {
 #[tokio::test]
 async fn a3_the_request_names_path_job_protocol_and_token() {
     let rig = Rig::start().await;
-    let (channel, _raw, head) = rig.ask(|key| switching(key)).await;
+    let (channel, _raw, head) = rig.ask(switching).await;
     channel.unwrap();
     assert!(head.starts_with("GET /base/ws/print?id=job-1 HTTP/1.1\r\n"), "{head}");
     for field in [

@@ -436,7 +436,7 @@ async fn l2_a_ping_is_answered_while_the_owner_is_busy() {
 
 #[tokio::test]
 async fn l4_a_silent_peer_is_pinged_and_then_lost() {
-    let quick = |config: &mut transport_ws::WsServerConfig| {
+    let quick = |config: &mut WsServerConfig| {
         config.control.ping_every = Some(SHORT);
         config.control.answer_within = SHORT;
     };
