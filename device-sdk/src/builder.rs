@@ -17,6 +17,7 @@ use crate::{
         client::{HttpRelay, RelayUrl},
     },
     ledger::{Ledger, LedgerConfig, RespondBy},
+    pull::Puller,
     reach::Reach,
     registration::Registration,
     relays::{Open, Relays, Ways},
@@ -267,7 +268,7 @@ impl Builder {
 
         let mut registration = Registration { keepalive, ..self.registration };
         apps.register(&mut registration);
-        let (reach, _) = watch::channel(Reach {
+        let (reach, watched) = watch::channel(Reach {
             ways: ways.clone(),
             at: relays.home().clone(),
             token: token.clone().unwrap_or_else(|| Secret::new("")),
@@ -288,6 +289,7 @@ impl Builder {
             state: state.clone(),
             maintenance_by_default: self.maintenance,
             switching: Mutex::new(()),
+            puller: Puller { reach: watched, allow_plaintext: self.allow_plaintext },
         });
         let shell = Shell::new(Parts {
             device,

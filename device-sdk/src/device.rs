@@ -12,6 +12,7 @@ use crate::{
     builder::Builder,
     error::{ControlError, OnlineError},
     event::{Event, Events, SessionState},
+    pull::{Pull, Puller, Push},
     registration::Registration,
     shell::Command,
     state::State,
@@ -35,6 +36,7 @@ pub(crate) struct Inner {
     pub(crate) maintenance_by_default: bool,
     /// Keeps the order of switches the same on disk and in force.
     pub(crate) switching: Mutex<()>,
+    pub(crate) puller: Puller,
 }
 
 impl Device {
@@ -153,6 +155,32 @@ impl Device {
     /// Dropped before it resolved, nothing was sent.
     pub async fn enroll(&self, pin: impl Into<String>) -> Result<(), ControlError> {
         self.send(Command::Enroll(Secret::new(pin))).await
+    }
+
+    /// Has the device fetch what is at `url`, from any server, by its own HTTP stack and proxies, whether it has a session
+    /// or not. For what the device's user asks for: a document to print, a firmware. The device's credential goes along
+    /// to its relay alone.
+    ///
+    /// The device stands where its user's other machines stand. A URL that came from elsewhere (a QR code, a service's
+    /// request) may point at those, or at the device itself: look at it before it is fetched.
+    ///
+    /// ```no_run
+    /// # async fn fetch(device: device_sdk::Device) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut download = device.pull("https://example.com/manual.pdf").start().await?;
+    /// while let Some(bytes) = download.next().await? {
+    ///     println!("{} of {:?}", download.position(), download.total());
+    ///     # let _ = bytes;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn pull(&self, url: impl Into<String>) -> Pull {
+        Pull::new(self.0.puller.clone(), url.into())
+    }
+
+    /// Has the device hand something in at `url` (a scan, a log), at any server; as [`pull`](Self::pull) in all else.
+    pub fn push(&self, url: impl Into<String>, content_type: impl Into<String>) -> Push {
+        Push::new(self.0.puller.clone(), url.into(), content_type.into())
     }
 
     /// Takes no new requests, gives handlers at work and answers on their way up to `grace` (an hour at most), says

@@ -59,7 +59,8 @@ pub trait RelayHttp: fmt::Debug + Send + Sync + 'static {
     ) -> Result<Verdict, HttpError>;
 
     /// The data of job `id` from the offset `from` on, or a part of it, for a transport without channels. `None`: the
-    /// relay has no such job, or no longer. Nothing in the part, and a total of `from`: there is no more.
+    /// relay has no such job, or no longer. Nothing in the part: there is no more if the total is `from`, else there is
+    /// nothing yet, which the relay is to say only after a while.
     ///
     /// The stream's items are bounded in time, too.
     ///

@@ -70,6 +70,7 @@ mod event;
 mod handler;
 mod http;
 mod ledger;
+mod pull;
 mod reach;
 mod registration;
 mod relays;
@@ -95,6 +96,7 @@ pub use crate::{
     handler::{Context, FromRequest, Handler, HandlerError, IntoBody, Json, Set},
     http::{HttpError, HttpErrorKind, JobPart, JobStream, RelayHttp, Verdict},
     ledger::RespondBy,
+    pull::{Download, Pull, PullError, Push},
     registration::{AppEntry, Registration},
     router::Router,
 };

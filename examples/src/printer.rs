@@ -3,8 +3,11 @@
 //! On a real device [`Printer::read`] and [`Printer::write`] would ask the engine's controller; [`Printer::router`]
 //! stays as it is.
 
+mod print;
+
 use std::{
     net::IpAddr,
+    num::NonZeroU64,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -89,6 +92,10 @@ struct Works {
     supplies: [(&'static str, i64); 4],
     pages: u64,
     jammed: bool,
+    /// Jobs at work.
+    printing: u32,
+    /// Bytes a second.
+    speed: Option<NonZeroU64>,
     out: Option<PathBuf>,
 }
 
@@ -108,6 +115,8 @@ impl Printer {
             supplies: [("Black Toner", 83), ("Cyan Toner", 61), ("Magenta Toner", 57), ("Yellow Toner", 72)],
             pages: 1_024,
             jammed: false,
+            printing: 0,
+            speed: None,
             out: None,
         })))
     }
@@ -115,6 +124,16 @@ impl Printer {
     /// What it prints goes into files in this folder.
     pub fn print_into(&self, folder: PathBuf) {
         self.works().out = Some(folder);
+    }
+
+    /// Where what it prints goes, if anywhere.
+    pub fn folder(&self) -> Option<PathBuf> {
+        self.works().out.clone()
+    }
+
+    /// It prints so many bytes a second, and no faster.
+    pub fn set_speed(&self, bytes_a_second: Option<NonZeroU64>) {
+        self.works().speed = bytes_a_second;
     }
 
     /// What it does when it is asked.
@@ -140,6 +159,8 @@ impl Printer {
             .capability("paper", "a4")
             .capability("memory_mb", 512)
             .format("application/pdf")
+            .format("image/pwg-raster")
+            .format("text/plain")
             .format("application/octet-stream")
     }
 
@@ -168,13 +189,8 @@ impl Printer {
     }
 
     fn print_test_page(&self) -> Result<u64, HandlerError> {
+        self.ready()?;
         let mut works = self.works();
-        if works.jammed {
-            return Err(HandlerError::device_error("paper jam: open cover A and remove the sheet"));
-        }
-        if works.sheets == 0 {
-            return Err(HandlerError::device_error("tray 1 is empty"));
-        }
         if let Some(out) = &works.out {
             std::fs::create_dir_all(out)?;
             std::fs::write(out.join(format!("test-page-{}.txt", works.pages + 1)), "The quick brown fox.\n")?;
@@ -207,7 +223,14 @@ impl Works {
                 "2"
             }
             .to_owned(),
-            mib::HR_PRINTER_STATUS => if self.jammed { "1" } else { "3" }.to_owned(),
+            mib::HR_PRINTER_STATUS => if self.jammed {
+                "1"
+            } else if self.printing > 0 {
+                "4"
+            } else {
+                "3"
+            }
+            .to_owned(),
             mib::HR_PRINTER_DETECTED_ERROR_STATE => {
                 format!("{:02x}", u8::from(self.jammed) * 0x04 + u8::from(is_low) * 0x20)
             }

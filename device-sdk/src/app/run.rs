@@ -220,6 +220,12 @@ impl Run {
         self.link = Link::Down { retry_at: now + self.backoff.next(&mut self.jitter, retry_after) };
     }
 
+    /// The relay has no more of the data yet, and said so after a while.
+    pub(crate) fn nothing_yet(&mut self, now: Instant) {
+        self.useful();
+        self.link = Link::Down { retry_at: now + self.limits.retry.0 };
+    }
+
     /// There is reason to believe that the link can be had now.
     pub(crate) fn retry_now(&mut self, now: Instant) -> bool {
         match &mut self.link {

@@ -434,8 +434,8 @@ impl Work {
                 return Err(misbehaved(super::run::Misbehaved::NoDigest));
             }
             if !read {
-                // Nothing came of it: not to be asked again at once.
-                return Err(Parted::Broke(None));
+                self.run.send_modify(|run| run.nothing_yet(crate::now()));
+                return Ok(());
             }
             let from = self.run.borrow().position();
             part = at.http().job_data(&at.token, &self.of.id, from).await?.ok_or(Parted::Closed)?;

@@ -2,6 +2,8 @@
 
 mod job_data;
 
+pub(crate) use self::job_data::ContentRange;
+
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
@@ -50,13 +52,9 @@ impl RelayUrl {
         let Some(host) = url.host_str().filter(|host| !host.is_empty()) else {
             return Err(wrong("it names no host".into()));
         };
-        let loopback = match host.trim_matches(['[', ']']).parse::<IpAddr>() {
-            Ok(address) => address.is_loopback(),
-            Err(_) => host == "localhost" || host.ends_with(".localhost"),
-        };
         match url.scheme() {
             "https" => {}
-            "http" if loopback || allow_plaintext => {}
+            "http" if is_loopback(host) || allow_plaintext => {}
             "http" => return Err(StartError::Plaintext),
             other => return Err(wrong(format!("its scheme is {other}, not https or http"))),
         }
@@ -73,6 +71,11 @@ impl RelayUrl {
         &self.0
     }
 
+    /// Whether `url` is the relay's: its origin, and below its path.
+    pub(crate) fn covers(&self, url: &Url) -> bool {
+        self.0.origin() == url.origin() && url.path().starts_with(self.0.path())
+    }
+
     pub(crate) fn is_tls(&self) -> bool {
         self.0.scheme() == "https"
     }
@@ -85,13 +88,34 @@ impl RelayUrl {
     }
 }
 
+/// Whether `host`, as a URL has it, is this machine.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+        Ok(address) => address.is_loopback(),
+        Err(_) => host == "localhost" || host.ends_with(".localhost"),
+    }
+}
+
+/// What reaches `url`.
+pub(crate) fn client_for(url: &Url) -> Result<Client, StartError> {
+    client(&tls(url)?).map_err(|error| StartError::Tls(error.into()))
+}
+
+/// The device's credential, as a header has it.
+pub(crate) fn bearer(token: &Secret) -> header::HeaderValue {
+    let mut value = header::HeaderValue::try_from(format!("Bearer {}", token.expose()))
+        .unwrap_or_else(|_| header::HeaderValue::from_static(""));
+    value.set_sensitive(true);
+    value
+}
+
 /// rustls on ring, with the system's trust.
-fn tls(url: &RelayUrl) -> Result<ClientConfig, StartError> {
+fn tls(url: &Url) -> Result<ClientConfig, StartError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| StartError::Tls(error.into()))?;
-    let mut tls = if url.is_tls() {
+    let mut tls = if url.scheme() == "https" {
         let verifier = rustls_platform_verifier::Verifier::new(provider)
             .map_err(|error| StartError::Tls(error.into()))?;
         builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth()
@@ -147,7 +171,7 @@ struct Problem {
 
 impl HttpRelay {
     pub(crate) fn new(url: RelayUrl) -> Result<Self, StartError> {
-        let tls = tls(&url)?;
+        let tls = tls(url.as_url())?;
         let client = Mutex::new(client(&tls).map_err(|error| StartError::Tls(error.into()))?);
         Ok(Self { tls, client, url })
     }
@@ -166,10 +190,7 @@ impl HttpRelay {
     }
 
     fn authorized(&self, method: Method, path: &str, token: &Secret) -> RequestBuilder {
-        let mut value = header::HeaderValue::try_from(format!("Bearer {}", token.expose()))
-            .unwrap_or_else(|_| header::HeaderValue::from_static(""));
-        value.set_sensitive(true);
-        self.request(method, path).header(header::AUTHORIZATION, value)
+        self.request(method, path).header(header::AUTHORIZATION, bearer(token))
     }
 }
 

@@ -39,8 +39,13 @@ pub(super) async fn fetch(request: RequestBuilder, from: u64) -> Result<Option<J
         (status, _) => {
             let answer = read(response).await?;
             // Only the relay's own words end a job: a portal's 404 is not the relay's.
-            let gone = matches!(status.as_u16(), 403 | 404 | 409 | 410) && answer.problem.is_some();
-            if gone { Ok(None) } else { Err(answer.error()) }
+            match &answer.problem {
+                Some(problem) if problem.code == "no-data-yet" => {
+                    Ok(Some(JobPart::new(Box::pin(futures_util::stream::empty()), None, None)))
+                }
+                Some(_) if matches!(status.as_u16(), 403 | 404 | 409 | 410) => Ok(None),
+                _ => Err(answer.error()),
+            }
         }
     }
 }
@@ -64,13 +69,13 @@ fn silent() -> HttpError {
 
 /// `bytes 0-99/200`, `bytes 0-99/*`, `bytes */200`.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::http) struct ContentRange {
-    pub(in crate::http) first: Option<u64>,
-    pub(in crate::http) total: Option<u64>,
+pub(crate) struct ContentRange {
+    pub(crate) first: Option<u64>,
+    pub(crate) total: Option<u64>,
 }
 
 impl ContentRange {
-    pub(in crate::http) fn parse(field: &str) -> Option<Self> {
+    pub(crate) fn parse(field: &str) -> Option<Self> {
         let (range, total) = field.trim().strip_prefix("bytes ")?.split_once('/')?;
         let total = if total == "*" { None } else { Some(number(total)?) };
         if range == "*" {
@@ -96,7 +101,7 @@ fn sha256(field: &str) -> Option<[u8; 32]> {
 }
 
 #[cfg(test)]
-mod tests {
+mod fields {
     use super::*;
 
     #[test]
@@ -130,3 +135,7 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "job_data_tests.rs"]
+mod exchanges;

@@ -4,15 +4,15 @@
 //! virtual-printer --relay http://127.0.0.1:8080 --id printer-1 --pin 12345678 --state ./printer-1
 //! ```
 //!
-//! Lines on its standard input are its operation panel: `on`, `off`, `activate`, `jam`, `clear`. What happens to it is
-//! told on its standard output, a line each.
+//! Lines on its standard input are its operation panel: `on`, `off`, `activate`, `jam`, `clear`, `pull URL`. What happens
+//! to it is told on its standard output, a line each.
 
 mod panel;
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{net::IpAddr, num::NonZeroU64, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
-use device_sdk::{Device, Event, Events};
+use device_sdk::{Device, Event, Events, JobEnd};
 use examples::{Failure, asked_to_stop, printer::Printer};
 
 #[derive(Debug, Parser)]
@@ -36,7 +36,7 @@ struct Options {
     /// Where it keeps its credential and settings. In memory alone without it.
     #[arg(long, env = "RELAY_STATE", value_name = "DIR")]
     state: Option<PathBuf>,
-    /// Where what it prints goes: a file a page (method TEST-PAGE). Into thin air without it.
+    /// Where what it prints goes: a file a job, as it came. Into thin air without it.
     #[arg(long, env = "RELAY_OUT", value_name = "DIR")]
     out: Option<PathBuf>,
     /// Session maintenance as it leaves the factory; what the panel said last holds.
@@ -54,6 +54,9 @@ struct Options {
     /// Start with paper stuck in it.
     #[arg(long)]
     jam: bool,
+    /// How many bytes a second it prints. As fast as they come without it.
+    #[arg(long, env = "RELAY_SPEED", value_name = "BYTES")]
+    speed: Option<NonZeroU64>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -82,12 +85,14 @@ async fn main() -> Result<(), Failure> {
 
     let printer = Printer::new(&options.id, own_address(&options.relay));
     printer.set_jam(options.jam);
+    printer.set_speed(options.speed);
     if let Some(folder) = options.out {
         printer.print_into(folder);
     }
 
     let mut device = Device::builder(&options.relay, &options.id)
         .router(printer.router())
+        .app(printer.print_app())
         .registration(printer.registration())
         .maintenance(options.maintenance == Switch::On)
         .keepalive(Duration::from_secs(options.keepalive))
@@ -144,6 +149,17 @@ async fn tell(mut events: Events) {
                 println!("asked {id}: {method} {}", objects.join(" "));
             }
             Event::Settled { id, verdict } => println!("answered {id}: {verdict:?}"),
+            Event::JobStarted { id, app } => println!("{app} {id}: begun"),
+            Event::JobProgress { id, progress } => println!(
+                "job {id}: {} bytes{}",
+                progress.bytes,
+                progress.note.map(|note| format!(", {note}")).unwrap_or_default()
+            ),
+            Event::JobEnded { id, app, end: JobEnd::Done } => println!("{app} {id}: done"),
+            Event::JobEnded { id, app, end: JobEnd::Failed { status, words } } => {
+                println!("{app} {id}: not done, {} ({words})", status.as_str());
+            }
+            Event::JobEnded { id, app, end: JobEnd::Cancelled } => println!("{app} {id}: cancelled"),
             Event::StateDamaged { recovered: true } => println!("state damaged: the one before is used"),
             Event::StateDamaged { recovered: false } => println!("state damaged: nothing is left of it"),
             Event::Lagged { missed } => println!("({missed} events not shown)"),
