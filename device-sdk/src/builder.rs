@@ -24,9 +24,12 @@ use crate::{
     router::Router,
     shell::{Parts, Shell},
     state::{Damage, State},
+    transport::{Opening, Proxy, Transport},
 };
 
 const KEEPALIVE: Duration = Duration::from_secs(60);
+const SHORTEST_KEEPALIVE: Duration = Duration::from_secs(10);
+const SHORTEST_OF_ALL: Duration = Duration::from_millis(100);
 const MIN_KEEPALIVE: Duration = Duration::from_secs(1);
 const MAX_KEEPALIVE: Duration = Duration::from_secs(24 * 3600);
 const MAX_CONCURRENCY: usize = 1024;
@@ -42,6 +45,7 @@ pub struct Builder {
     state_folder: Option<PathBuf>,
     maintenance: bool,
     keepalive: Duration,
+    shortest_keepalive: Duration,
     on_quiet: OnQuiet,
     registration: Registration,
     router: Router,
@@ -53,6 +57,8 @@ pub struct Builder {
     allow_relays: Vec<String>,
     #[cfg(feature = "bosh")]
     domain: String,
+    transport: Transport,
+    proxy: Proxy,
     connector: Option<Arc<dyn Connector>>,
     relay_http: Option<Arc<dyn RelayHttp>>,
     /// What makes the ways to a relay, in the tests of being sent from one to another.
@@ -70,6 +76,7 @@ impl Builder {
             state_folder: None,
             maintenance: true,
             keepalive: KEEPALIVE,
+            shortest_keepalive: SHORTEST_KEEPALIVE,
             on_quiet: OnQuiet::default(),
             registration: Registration::new(),
             router: Router::new(),
@@ -81,6 +88,8 @@ impl Builder {
             allow_relays: Vec::new(),
             #[cfg(feature = "bosh")]
             domain: "localhost".to_owned(),
+            transport: Transport::default(),
+            proxy: Proxy::default(),
             connector: None,
             relay_http: None,
             #[cfg(test)]
@@ -120,6 +129,14 @@ impl Builder {
     /// connection alone, and pushes wait that long.
     pub const fn keepalive(mut self, keepalive: Duration) -> Self {
         self.keepalive = keepalive;
+        self
+    }
+
+    /// How often at most something is sent on an idle WebSocket so that the network in between leaves it alone. Default
+    /// 10 s; 100 ms to 24 h. How often it is, the device learns by itself ([`Event::KeepAlive`]): beginning with 50 s, it goes
+    /// down to this where connections are cut, and up to five sixths of [`keepalive`](Self::keepalive) where they are not.
+    pub const fn shortest_keepalive(mut self, shortest: Duration) -> Self {
+        self.shortest_keepalive = shortest;
         self
     }
 
@@ -190,7 +207,27 @@ impl Builder {
         self
     }
 
-    /// What opens the session. Default: XMPP over BOSH, at the relay's URL.
+    /// What carries the session. Default: [`Transport::Auto`].
+    pub const fn transport(mut self, transport: Transport) -> Self {
+        self.transport = transport;
+        self
+    }
+
+    /// The HTTP proxy that everything goes through: `http://[user:password@]host[:port]`. Default: what the environment
+    /// says, in `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`. WebSockets and TLS go through it by CONNECT; names
+    /// are resolved there.
+    pub fn proxy(mut self, url: impl Into<String>) -> Self {
+        self.proxy = Proxy::Url(Secret::new(url));
+        self
+    }
+
+    /// No proxy, whatever the environment says.
+    pub fn no_proxy(mut self) -> Self {
+        self.proxy = Proxy::Direct;
+        self
+    }
+
+    /// What opens the session, in the place of the built-in transports.
     pub fn connector(mut self, connector: Arc<dyn Connector>) -> Self {
         self.connector = Some(connector);
         self
@@ -223,23 +260,27 @@ impl Builder {
             return Err(StartError::NoCredential);
         }
 
-        #[cfg(feature = "bosh")]
-        let open = {
-            let (allow_plaintext, domain, keepalive) = (self.allow_plaintext, self.domain, self.keepalive);
-            Open::new(move |url| {
-                let connector = bosh(url, allow_plaintext, domain.clone(), keepalive)?;
-                Ok(Ways { connector, http: Arc::new(HttpRelay::new(url.clone())?) })
-            })
+        let (events, first_events) = broadcast::channel(BACKLOG);
+        let opening = Opening {
+            transport: self.transport,
+            allow_plaintext: self.allow_plaintext,
+            proxy: self.proxy.clone(),
+            #[cfg(feature = "bosh")]
+            domain: self.domain,
+            keepalive: self.keepalive,
+            shortest_keepalive: self.shortest_keepalive,
+            events: events.downgrade(),
+            state: state.clone(),
+            seed: seed(),
         };
-        #[cfg(not(feature = "bosh"))]
-        let open = Open::new(|_| Err(StartError::NoConnector));
+        let open = Open::new(move |url| opening.ways(url));
         #[cfg(test)]
         let open = self.open.unwrap_or(open);
         let (ways, open) = match (self.connector, self.relay_http) {
             (None, None) => (open.at(&url)?, Some(open)),
-            (Some(connector), Some(http)) => (Ways { connector, http }, None),
+            (Some(connector), Some(http)) => (Ways::new(connector, http), None),
             (Some(connector), None) => {
-                (Ways { connector, http: Arc::new(HttpRelay::new(url.clone())?) }, None)
+                (Ways::new(connector, Arc::new(HttpRelay::new(url.clone(), &self.proxy)?)), None)
             }
             (None, Some(http)) => (Ways { http, ..open.at(&url)? }, None),
         };
@@ -261,9 +302,8 @@ impl Builder {
                 seed: seed(),
             },
         );
-        let over_bosh = ways.connector.info().name == "bosh";
-        let by_default = if over_bosh { RespondBy::Http } else { RespondBy::Session };
-        let mut ledger = LedgerConfig::new(self.respond_by.unwrap_or(by_default));
+        let respond_by = self.respond_by.unwrap_or_else(|| RespondBy::over(&ways.connector.info()));
+        let mut ledger = LedgerConfig::new(respond_by);
         ledger.concurrency = self.concurrency;
 
         let mut registration = Registration { keepalive, ..self.registration };
@@ -276,7 +316,6 @@ impl Builder {
         });
 
         let (commands, receiver) = mpsc::channel(16);
-        let (events, first_events) = broadcast::channel(BACKLOG);
         let maintenance = stored.maintenance.unwrap_or(self.maintenance);
         let first = if maintenance { SessionState::Starting } else { SessionState::Off };
         let (session_state, watch) = watch::channel(first);
@@ -289,7 +328,11 @@ impl Builder {
             state: state.clone(),
             maintenance_by_default: self.maintenance,
             switching: Mutex::new(()),
-            puller: Puller { reach: watched, allow_plaintext: self.allow_plaintext },
+            puller: Puller {
+                reach: watched,
+                allow_plaintext: self.allow_plaintext,
+                proxy: self.proxy.clone(),
+            },
         });
         let shell = Shell::new(Parts {
             device,
@@ -301,6 +344,7 @@ impl Builder {
             apps,
             reach,
             seed: seed(),
+            respond_by: self.respond_by,
             state,
             registration,
             pin: self.pin,
@@ -316,8 +360,12 @@ impl Builder {
 
     fn check(&self) -> Result<(), StartError> {
         self.router.check()?;
+        self.proxy.check()?;
         if !(MIN_KEEPALIVE..=MAX_KEEPALIVE).contains(&self.keepalive) {
             return Err(StartError::Setting { setting: "keepalive", bounds: "1 s to 24 h" });
+        }
+        if !(SHORTEST_OF_ALL..=MAX_KEEPALIVE).contains(&self.shortest_keepalive) {
+            return Err(StartError::Setting { setting: "shortest keepalive", bounds: "100 ms to 24 h" });
         }
         if !(1..=MAX_CONCURRENCY).contains(&self.concurrency) {
             return Err(StartError::Setting { setting: "concurrency", bounds: "1 to 1,024" });
@@ -333,24 +381,6 @@ impl Builder {
         }
         Ok(())
     }
-}
-
-/// XMPP over BOSH, beside the relay's API.
-#[cfg(feature = "bosh")]
-fn bosh(
-    url: &RelayUrl,
-    allow_plaintext: bool,
-    domain: String,
-    keepalive: Duration,
-) -> Result<Arc<dyn Connector>, StartError> {
-    let mut settings = transport_bosh::http::HttpSettings::new(url.join("http-bind"));
-    settings.allow_plaintext = allow_plaintext;
-    let connector = transport_bosh::client::BoshConnector::with_http(settings)
-        .map_err(|error| StartError::Tls(error.into()))?;
-    // A keep-alive repeats the held request, which the relay then holds anew, and it ends a session over ten repeats of
-    // one RID (XEP-0124 §14.3). Held no longer than a keep-alive, none is repeated that often.
-    let connector = connector.with_settings(|bosh| bosh.wait = bosh.wait.min(keepalive));
-    Ok(Arc::new(connector.with_domain(domain)))
 }
 
 async fn open_state(

@@ -20,6 +20,9 @@ pub enum StartError {
         "the relay's URL is http:// to another machine, where anybody in between could read the credential; use https://, or allow plaintext"
     )]
     Plaintext,
+    /// The proxy's URL is none.
+    #[error("the proxy's URL cannot be used: {0}")]
+    Proxy(Box<str>),
     /// A setting is outside its bounds.
     #[error("{setting} must be {bounds}")]
     Setting {
@@ -49,8 +52,8 @@ pub enum StartError {
         "there is no credential: give a PIN or a token, or the state folder of a device that was enrolled"
     )]
     NoCredential,
-    /// There is nothing to connect with: the `bosh` feature is off and no connector was given.
-    #[error("there is no connector: give one, or build with the feature `bosh`")]
+    /// There is nothing to connect with: the features `ws` and `bosh` are off and no connector was given.
+    #[error("there is no connector: give one, or build with the feature `ws` or `bosh`")]
     NoConnector,
     /// The state folder cannot be used.
     #[error("the state folder cannot be used")]

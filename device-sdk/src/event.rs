@@ -86,6 +86,17 @@ pub enum Event {
         /// When it tries again.
         retry_in: Duration,
     },
+    /// The session goes over this transport from now on: at first, and whenever that changes.
+    Transport {
+        /// The transport's name: `ws`, `bosh`, or that of a connector of one's own.
+        name: &'static str,
+    },
+    /// From now on the session's connection is idle for no longer than this before something is sent on it: what the
+    /// network in between was found to leave alone.
+    KeepAlive {
+        /// How long.
+        every: Duration,
+    },
     /// The relay goes, and says where the device is to come back.
     SentAway {
         /// Where to.

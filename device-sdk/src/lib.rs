@@ -50,7 +50,10 @@
 //!
 //! | feature | default | brings |
 //! |---|---|---|
-//! | `bosh` | yes | XMPP over BOSH, used when no connector is given |
+//! | `ws` | yes | WebSocket |
+//! | `bosh` | yes | XMPP over BOSH |
+//!
+//! With both, the device takes whichever the network lets through ([`Transport::Auto`]).
 //!
 //! # What it is not
 //!
@@ -69,6 +72,8 @@ mod error;
 mod event;
 mod handler;
 mod http;
+#[cfg(feature = "ws")]
+mod keepalive;
 mod ledger;
 mod pull;
 mod reach;
@@ -78,6 +83,7 @@ mod router;
 mod session;
 mod shell;
 mod state;
+mod transport;
 
 pub use relay_core::{
     app::{Progress, print::PrintTicket},
@@ -99,6 +105,7 @@ pub use crate::{
     pull::{Download, Pull, PullError, Push},
     registration::{AppEntry, Registration},
     router::Router,
+    transport::Transport,
 };
 
 /// The time that tokio's clock, which a test can hold, shows.

@@ -16,6 +16,7 @@ use crate::{
     backoff::{Backoff, Jitter},
     http::client::{ContentRange, bearer, client_for, is_loopback},
     reach::Reach,
+    transport::Proxy,
 };
 
 /// How long nothing may come.
@@ -66,6 +67,7 @@ pub enum PullError {
 pub(crate) struct Puller {
     pub(crate) reach: watch::Receiver<Reach>,
     pub(crate) allow_plaintext: bool,
+    pub(crate) proxy: Proxy,
 }
 
 /// Something to be fetched. Made by [`Device::pull`](crate::Device::pull).
@@ -355,7 +357,7 @@ impl Puller {
 
     fn request(&self, method: Method, url: &Url) -> Result<RequestBuilder, PullError> {
         let client: Client =
-            client_for(url).map_err(|error| PullError::Unreachable(Some(error.into())))?;
+            client_for(url, &self.proxy).map_err(|error| PullError::Unreachable(Some(error.into())))?;
         let request = client.request(method, url.clone()).timeout(WITHIN);
         Ok(match self.token_for(url) {
             Some(token) => request.header(header::AUTHORIZATION, bearer(&token)),

@@ -11,13 +11,23 @@ use relay_core::transport::Connector;
 use crate::{
     error::StartError,
     http::{RelayHttp, client::RelayUrl},
+    transport::Better,
 };
 
 /// What carries a device's sessions with a relay, and its calls beside them.
 #[derive(Debug, Clone)]
 pub(crate) struct Ways {
     pub(crate) connector: Arc<dyn Connector>,
+    /// The better of two transports, if there are two.
+    pub(crate) better: Option<Arc<dyn Better>>,
     pub(crate) http: Arc<dyn RelayHttp>,
+}
+
+impl Ways {
+    /// Ways over one transport.
+    pub(crate) fn new(connector: Arc<dyn Connector>, http: Arc<dyn RelayHttp>) -> Self {
+        Self { connector, better: None, http }
+    }
 }
 
 /// Makes the ways to the relay at a URL.

@@ -39,6 +39,8 @@ pub(crate) struct Stored {
     /// Session maintenance as somebody set it; absent if nobody did.
     pub(crate) maintenance: Option<bool>,
     session: Option<String>,
+    /// The transport that got through last, by its name.
+    pub(crate) transport: Option<String>,
 }
 
 impl fmt::Debug for Stored {

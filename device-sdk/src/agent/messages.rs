@@ -45,8 +45,18 @@ pub(crate) type Attempt = u64;
 pub(crate) enum Op {
     Enroll,
     Register,
-    Connect { resume: Option<SessionId>, deadline: Instant },
-    AskAlive { session: SessionId },
+    Connect {
+        resume: Option<SessionId>,
+        deadline: Instant,
+    },
+    /// Goes on with the session in force over a better transport.
+    Better {
+        session: SessionId,
+        deadline: Instant,
+    },
+    AskAlive {
+        session: SessionId,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +115,8 @@ pub(crate) enum Input {
     /// The relay on whose session this comes is to be followed by another one.
     SentAway(Attempt),
     Ended(Attempt, EndReason),
+    /// There may be a better transport than the one that carries the session that this attempt opened.
+    Better(Attempt),
     /// Time has passed.
     Woken,
     Shutdown,

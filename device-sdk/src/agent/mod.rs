@@ -67,7 +67,8 @@ enum Phase {
 #[derive(Debug)]
 struct Unproven {
     until: Instant,
-    resumed: bool,
+    /// What to tell; nothing if the device was online all the time.
+    resumed: Option<bool>,
 }
 
 #[derive(Debug)]
@@ -98,6 +99,8 @@ pub(crate) struct Agent {
     place: Place,
     /// To go to another relay with the next step.
     sent_away: bool,
+    /// The session in force ended while the device was going over to a better transport, as it does when that comes about.
+    ended_meanwhile: Option<EndReason>,
     outputs: VecDeque<Output>,
 }
 
@@ -121,6 +124,7 @@ impl Agent {
             refused: 0,
             place: Place::Home,
             sent_away: false,
+            ended_meanwhile: None,
             outputs: VecDeque::new(),
         }
     }
@@ -160,6 +164,7 @@ impl Agent {
                     self.ended(now, reason);
                 }
             }
+            Input::Better(of) => self.better(now, of),
             Input::Woken => self.woken(now),
             Input::Shutdown => {
                 self.leave();
@@ -211,11 +216,42 @@ impl Agent {
         let step = match &op {
             Op::Enroll => Some(Step::Enroll),
             Op::Register => Some(Step::Register),
-            Op::Connect { .. } => Some(Step::Connect),
+            Op::Connect { .. } | Op::Better { .. } => Some(Step::Connect),
             Op::AskAlive { .. } => None,
         };
         self.running = Some(Running { attempt, step, deadline: now + within });
         self.outputs.push_back(Output::Run(attempt, op));
+    }
+
+    /// Online, and about to go over to another transport.
+    fn is_moving(&self) -> bool {
+        let connecting = self.running.as_ref().is_some_and(|running| running.step == Some(Step::Connect));
+        connecting && matches!(self.phase, Phase::Online { .. })
+    }
+
+    fn better(&mut self, now: Instant, of: Attempt) {
+        if let Phase::Online { attempt, session, .. } = &self.phase
+            && *attempt == of
+            && self.running.is_none()
+        {
+            let within = self.config.step_within;
+            let session = session.clone();
+            self.run(now, Op::Better { session, deadline: now + within }, within);
+        }
+    }
+
+    /// The session goes over a better transport now, or a new one does.
+    fn moved(&mut self, now: Instant, attempt: Attempt, session: SessionId, resumed: bool) {
+        self.ended_meanwhile = None;
+        self.resume = Some(session.clone());
+        let owed = match &self.phase {
+            Phase::Online { unproven: Some(unproven), .. } => unproven.resumed,
+            _ => None,
+        };
+        let resumed = if resumed { owed } else { Some(false) };
+        let unproven = Some(Unproven { until: now + PROOF_WITHIN, resumed });
+        self.phase = Phase::Online { session, attempt, since: now, quiet_since: now, unproven };
+        self.register_online(now);
     }
 
     fn abort(&mut self) {
@@ -227,7 +263,8 @@ impl Agent {
     /// Leaves whatever the device is in the middle of.
     fn leave(&mut self) {
         self.abort();
-        if matches!(self.phase, Phase::Online { .. }) {
+        let ended = self.ended_meanwhile.take().is_some();
+        if matches!(self.phase, Phase::Online { .. }) && !ended {
             self.outputs.push_back(Output::CloseSession);
         }
     }
@@ -334,7 +371,17 @@ impl Agent {
     fn done(&mut self, now: Instant, attempt: Attempt, result: Result<Done, Failure>) {
         let Some(running) = self.running.take_if(|running| running.attempt == attempt) else { return };
         if matches!(self.phase, Phase::Online { .. }) {
-            return self.done_online(now, running.step, result);
+            return match (running.step, result) {
+                (Some(Step::Connect), Ok(Done::Connected { session, resumed })) => {
+                    self.moved(now, attempt, session, resumed);
+                }
+                // It stays where it is, if that is still there.
+                (Some(Step::Connect), _) => match self.ended_meanwhile.take() {
+                    Some(reason) => self.ended(now, reason),
+                    None => self.register_online(now),
+                },
+                (step, result) => self.done_online(now, step, result),
+            };
         }
         let Some(step) = running.step else { return };
         match result {
@@ -351,7 +398,7 @@ impl Agent {
             Ok(Done::Connected { session, resumed }) => {
                 self.refused = 0;
                 self.resume = Some(session.clone());
-                let unproven = Some(Unproven { until: now + PROOF_WITHIN, resumed });
+                let unproven = Some(Unproven { until: now + PROOF_WITHIN, resumed: Some(resumed) });
                 self.phase = Phase::Online { session, attempt, since: now, quiet_since: now, unproven };
                 self.register_at = None;
                 self.register_online(now);
@@ -364,7 +411,7 @@ impl Agent {
     /// Established is not yet reachable: only a push that came through shows that pushes do.
     fn proven(&mut self) {
         if let Phase::Online { unproven, .. } = &mut self.phase
-            && let Some(Unproven { resumed, .. }) = unproven.take()
+            && let Some(Unproven { resumed: Some(resumed), .. }) = unproven.take()
         {
             self.tell(SessionState::Online);
             self.event(Event::Online { resumed });
@@ -415,7 +462,9 @@ impl Agent {
     fn refresh(&mut self, now: Instant) {
         if let Phase::Online { quiet_since, .. } = &mut self.phase {
             *quiet_since = now;
-            self.outputs.push_back(Output::Refresh);
+            if self.ended_meanwhile.is_none() {
+                self.outputs.push_back(Output::Refresh);
+            }
         }
     }
 
@@ -492,6 +541,10 @@ impl Agent {
     }
 
     fn ended(&mut self, now: Instant, reason: EndReason) {
+        if self.is_moving() {
+            self.ended_meanwhile = Some(reason);
+            return;
+        }
         let Phase::Online { since, .. } = &self.phase else { return };
         let lived = now.saturating_duration_since(*since);
         self.abort();
@@ -538,7 +591,11 @@ impl Agent {
         }
         match &self.phase {
             Phase::Waiting { until, .. } if *until <= now => self.next_step(now),
-            Phase::Online { unproven: Some(unproven), .. } if unproven.until <= now => self.proven(),
+            Phase::Online { unproven: Some(unproven), .. } if unproven.until <= now => {
+                self.proven();
+                // A relay may be busy; a way through which nothing comes is none.
+                self.refresh(now);
+            }
             Phase::Online { .. }
                 if self.running.is_none() && self.register_at.is_some_and(|at| at <= now) =>
             {

@@ -149,7 +149,7 @@ fn p2_it_is_online_once_a_push_came_through_or_is_taken_to_be_after_a_while() {
     rig.wake();
     assert_eq!(rig.state, SessionState::Online);
     assert_eq!(rig.events.last(), Some(&Event::Online { resumed: true }));
-    assert_eq!(rig.wait(), Duration::from_secs(50), "quiet since the session was opened");
+    assert_eq!(rig.wait(), Duration::from_secs(60), "quiet since a fresh connection was opened");
 }
 
 #[test]
@@ -409,6 +409,57 @@ fn p1_registering_again_happens_beside_the_session_and_is_tried_again() {
     assert_eq!(rig.events.last(), Some(&Event::Registered));
 }
 
+/// Begins to go over to a better transport.
+fn moving() -> Rig {
+    let mut rig = Rig::new(config(), known());
+    rig.online(1);
+    let Phase::Online { attempt, .. } = rig.agent.phase else { panic!() };
+    let ops = rig.ops(Input::Better(attempt));
+    assert_eq!(ops, [Op::Better { session: session(1), deadline: rig.now + Duration::from_secs(30) }]);
+    rig.events.clear();
+    rig
+}
+
+#[test]
+fn s8_going_over_to_a_better_transport_the_device_stays_online() {
+    for ends_before in [false, true] {
+        let mut rig = moving();
+        if ends_before {
+            // The relay has left the old way before the device hears of the new one.
+            assert_eq!(rig.ended(EndReason::Replaced), []);
+        }
+        rig.done(Ok(Done::Connected { session: session(1), resumed: true }));
+        rig.input(Input::Pushed(rig.attempt));
+        assert_eq!((rig.state, &rig.events[..]), (SessionState::Online, &[][..]));
+        assert_eq!(rig.wait(), Duration::from_secs(60));
+    }
+}
+
+#[test]
+fn s8_a_better_transport_that_is_none_changes_nothing() {
+    let mut rig = moving();
+    rig.done(Err(failure(FailureKind::Passing)));
+    assert_eq!((rig.state, &rig.events[..]), (SessionState::Online, &[][..]));
+    // And a session that broke meanwhile is as any that breaks.
+    let mut rig = moving();
+    rig.ended(EndReason::Lost);
+    assert_eq!(rig.state, SessionState::Online);
+    rig.done(Err(failure(FailureKind::Passing)));
+    assert_eq!(rig.state, SessionState::Waiting);
+    assert!(matches!(rig.events[..], [Event::Offline { reason: EndReason::Lost, .. }]));
+}
+
+#[test]
+fn f10_a_way_on_which_nothing_comes_is_opened_afresh() {
+    let mut rig = Rig::new(config(), known());
+    rig.input(Input::Maintenance(true));
+    rig.done(Ok(Done::Registered));
+    rig.done(Ok(Done::Connected { session: session(1), resumed: false }));
+    assert_eq!((rig.state, rig.wait()), (SessionState::Starting, PROOF_WITHIN));
+    assert_eq!(rig.wake(), [Output::Refresh]);
+    assert_eq!(rig.state, SessionState::Online);
+}
+
 #[test]
 fn s1_activating_does_not_wait_for_the_back_off() {
     let mut rig = Rig::new(config(), known());
@@ -465,6 +516,10 @@ impl Model {
                             assert!(self.has_token && self.session.is_none() && self.registered_once);
                             assert_eq!(*deadline, now + Duration::from_secs(30));
                         }
+                        Op::Better { deadline, .. } => {
+                            assert!(self.has_token && self.session.is_some());
+                            assert_eq!(*deadline, now + Duration::from_secs(30));
+                        }
                         Op::AskAlive { .. } => {
                             let (_, quiet_since) = self.session.expect("asked for a session that is none");
                             assert!(now >= quiet_since + Duration::from_secs(60), "asked too early");
@@ -510,6 +565,7 @@ enum Move {
     Stale,
     Pushed,
     SentAway,
+    Better,
     Ended(EndReason),
     Pass(u64),
     Wake,
@@ -543,6 +599,7 @@ fn moves() -> impl Strategy<Value = Move> {
         1 => Just(Move::Stale),
         2 => Just(Move::Pushed),
         1 => Just(Move::SentAway),
+        2 => Just(Move::Better),
         2 => reasons.prop_map(Move::Ended),
         2 => (0..200u64).prop_map(Move::Pass),
         4 => Just(Move::Wake),
@@ -594,7 +651,7 @@ proptest! {
                                 model.registered_once = true;
                                 Done::Registered
                             }
-                            Op::Connect { .. } => {
+                            Op::Connect { .. } | Op::Better { .. } => {
                                 sessions += 1;
                                 model.session = Some((attempt, rig.now));
                                 Done::Connected { session: session(sessions), resumed: flag }
@@ -627,6 +684,10 @@ proptest! {
                     let Some((attempt, _)) = model.session else { continue };
                     model.sent_away = true;
                     rig.input(Input::SentAway(attempt))
+                }
+                Move::Better => {
+                    let Some((attempt, _)) = model.session else { continue };
+                    rig.input(Input::Better(attempt))
                 }
                 Move::Ended(reason) => {
                     let Some((attempt, _)) = model.session.take() else { continue };

@@ -23,7 +23,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{HttpError, HttpErrorKind, JobPart, RelayHttp, Verdict};
-use crate::{error::StartError, registration::Registration};
+use crate::{error::StartError, registration::Registration, transport::Proxy};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -97,8 +97,8 @@ pub(crate) fn is_loopback(host: &str) -> bool {
 }
 
 /// What reaches `url`.
-pub(crate) fn client_for(url: &Url) -> Result<Client, StartError> {
-    client(&tls(url)?).map_err(|error| StartError::Tls(error.into()))
+pub(crate) fn client_for(url: &Url, proxy: &Proxy) -> Result<Client, StartError> {
+    client(&tls(url)?, proxy).map_err(|error| StartError::Tls(error.into()))
 }
 
 /// The device's credential, as a header has it.
@@ -127,9 +127,9 @@ fn tls(url: &Url) -> Result<ClientConfig, StartError> {
     Ok(tls)
 }
 
-/// A client without connections, yet; the environment's proxies, no redirects.
-fn client(tls: &ClientConfig) -> Result<Client, reqwest::Error> {
-    Client::builder()
+/// A client without connections, yet; no redirects.
+fn client(tls: &ClientConfig, proxy: &Proxy) -> Result<Client, reqwest::Error> {
+    let builder = Client::builder()
         .tls_backend_preconfigured(tls.clone())
         .http1_only()
         // T15: a token never follows a redirect.
@@ -141,14 +141,15 @@ fn client(tls: &ClientConfig) -> Result<Client, reqwest::Error> {
         .pool_idle_timeout(IDLE)
         .pool_max_idle_per_host(2)
         .tcp_nodelay(true)
-        .user_agent(concat!("device-sdk/", env!("CARGO_PKG_VERSION")))
-        .build()
+        .user_agent(concat!("device-sdk/", env!("CARGO_PKG_VERSION")));
+    proxy.apply(builder)?.build()
 }
 
 /// Calls a relay by HTTP.
 #[derive(Debug)]
 pub(crate) struct HttpRelay {
     tls: ClientConfig,
+    proxy: Proxy,
     client: Mutex<Client>,
     url: RelayUrl,
 }
@@ -170,16 +171,16 @@ struct Problem {
 }
 
 impl HttpRelay {
-    pub(crate) fn new(url: RelayUrl) -> Result<Self, StartError> {
+    pub(crate) fn new(url: RelayUrl, proxy: &Proxy) -> Result<Self, StartError> {
         let tls = tls(url.as_url())?;
-        let client = Mutex::new(client(&tls).map_err(|error| StartError::Tls(error.into()))?);
-        Ok(Self { tls, client, url })
+        let client = Mutex::new(client(&tls, proxy).map_err(|error| StartError::Tls(error.into()))?);
+        Ok(Self { tls, proxy: proxy.clone(), client, url })
     }
 
     /// Connections made so far may be dead without a sign, forgotten by a NAT: none of them is used again.
     fn start_afresh(&self) {
         // The old ones may well live: if there is no client to be had, they are better than none.
-        if let Ok(fresh) = client(&self.tls) {
+        if let Ok(fresh) = client(&self.tls, &self.proxy) {
             *self.client.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
         }
     }

@@ -10,6 +10,7 @@ use relay_core::{
     ids::RequestId,
     outcome::Disposition,
     request::{Request, Response},
+    transport::TransportInfo,
 };
 
 use crate::{event::Event, http::Verdict};
@@ -22,6 +23,13 @@ pub enum RespondBy {
     Http,
     /// In the session, as far as they fit and there is one. The default over everything else.
     Session,
+}
+
+impl RespondBy {
+    /// The default for a session.
+    pub(crate) fn over(transport: &TransportInfo) -> Self {
+        if transport.name == "bosh" { Self::Http } else { Self::Session }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -95,6 +103,8 @@ pub(crate) enum Input {
     },
     SessionUp {
         max_body: usize,
+        /// Which way answers go while it is up.
+        respond_by: RespondBy,
     },
     SessionDown,
     /// The device shuts down: turn away what comes from now on.

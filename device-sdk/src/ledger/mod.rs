@@ -144,7 +144,8 @@ impl Ledger {
             Input::Unwanted { id } => self.unwanted(&id),
             Input::Delivered { id, result } => self.delivered(now, &id, result),
             Input::Ack { id, disposition } => self.acknowledged(now, &id, disposition.into()),
-            Input::SessionUp { max_body } => {
+            Input::SessionUp { max_body, respond_by } => {
+                self.config.respond_by = respond_by;
                 self.session = Some(max_body.min(MAX_INLINE_BODY));
                 for id in self.open.clone() {
                     self.send_again(now, &id, |way| matches!(way, Way::Pushed(_) | Way::Later(_)));

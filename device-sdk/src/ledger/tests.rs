@@ -202,7 +202,7 @@ fn s6_retry_after_is_honoured_up_to_an_hour() {
 #[test]
 fn s6_in_the_session_an_answer_is_settled_by_its_ack() {
     let mut rig = Rig::new(RespondBy::Session);
-    rig.input(Input::SessionUp { max_body: MAX_INLINE_BODY });
+    rig.input(Input::SessionUp { max_body: MAX_INLINE_BODY, respond_by: rig.ledger.config.respond_by });
     rig.request(1);
     let envelope = Envelope::Response { id: id(1), response: text("83"), acknowledge: true };
     assert_eq!(rig.finished(1, text("83")), [Output::Push(envelope.clone())]);
@@ -216,7 +216,7 @@ fn s6_in_the_session_an_answer_is_settled_by_its_ack() {
 #[test]
 fn s6_an_answer_whose_session_was_lost_goes_by_http_at_once() {
     let mut rig = Rig::new(RespondBy::Session);
-    rig.input(Input::SessionUp { max_body: MAX_INLINE_BODY });
+    rig.input(Input::SessionUp { max_body: MAX_INLINE_BODY, respond_by: rig.ledger.config.respond_by });
     rig.request(1);
     rig.finished(1, text("83"));
     assert_eq!(rig.input(Input::SessionDown), [Output::Deliver(id(1), text("83"))]);
@@ -227,7 +227,7 @@ fn s6_an_answer_whose_session_was_lost_goes_by_http_at_once() {
 #[test]
 fn s6_bodies_above_128_kib_go_by_http_whatever_the_choice() {
     let mut rig = Rig::new(RespondBy::Session);
-    rig.input(Input::SessionUp { max_body: usize::MAX });
+    rig.input(Input::SessionUp { max_body: usize::MAX, respond_by: rig.ledger.config.respond_by });
     let body = |size: usize| Response::with_body(Body::new("application/octet-stream", vec![0; size]));
     rig.request(1);
     assert!(matches!(&rig.finished(1, body(MAX_INLINE_BODY))[..], [Output::Push(_)]));
@@ -281,7 +281,7 @@ fn q3_at_the_deadline_the_handler_is_told_and_its_late_answer_still_meets_the_re
 #[test]
 fn l1_received_is_said_when_a_handler_takes_longer_than_a_second() {
     let mut rig = Rig::new(RespondBy::Http);
-    rig.input(Input::SessionUp { max_body: 0 });
+    rig.input(Input::SessionUp { max_body: 0, respond_by: rig.ledger.config.respond_by });
     rig.request(1);
     assert_eq!(rig.wake.unwrap() - rig.now, Duration::from_secs(1));
     assert_eq!(rig.wake(), [Output::Push(Envelope::Received { id: id(1) })]);
@@ -397,7 +397,7 @@ proptest! {
                     model[n].cancelled = true;
                     rig.input(Input::Cancel { id: id(n) })
                 }
-                Step::Session(true) => rig.input(Input::SessionUp { max_body: MAX_INLINE_BODY }),
+                Step::Session(true) => rig.input(Input::SessionUp { max_body: MAX_INLINE_BODY, respond_by: rig.ledger.config.respond_by }),
                 Step::Session(false) => rig.input(Input::SessionDown),
                 Step::Pass(millis) => {
                     rig.now += Duration::from_millis(millis);

@@ -28,7 +28,10 @@ fn url(text: &str) -> RelayUrl {
 fn relays(home: &str, allowed: &[&str], allow_plaintext: bool) -> Result<Relays, StartError> {
     let allowed: Vec<String> = allowed.iter().map(ToString::to_string).collect();
     let open = Open::new(|url| {
-        Ok(Ways { connector: Arc::new(Unplugged), http: Arc::new(HttpRelay::new(url.clone())?) })
+        Ok(Ways::new(
+            Arc::new(Unplugged),
+            Arc::new(HttpRelay::new(url.clone(), &crate::transport::Proxy::Direct)?),
+        ))
     });
     Relays::new(RelayUrl::parse(home, allow_plaintext)?, &allowed, allow_plaintext, Some(open))
 }

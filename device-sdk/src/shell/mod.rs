@@ -38,7 +38,7 @@ use crate::{
     event::{Event, SessionState},
     handler::{Context, status},
     http::{Verdict, client::RelayUrl},
-    ledger::{self, Ledger},
+    ledger::{self, Ledger, RespondBy},
     reach::Reach,
     registration::Registration,
     relays::{Relays, Ways},
@@ -70,6 +70,8 @@ pub(crate) struct Parts {
     pub(crate) apps: Table,
     pub(crate) reach: watch::Sender<Reach>,
     pub(crate) seed: u64,
+    /// Which way answers go; that of the session's transport if nothing was said.
+    pub(crate) respond_by: Option<RespondBy>,
     pub(crate) state: State,
     pub(crate) registration: Registration,
     pub(crate) pin: Option<Secret>,
@@ -107,6 +109,9 @@ pub(crate) struct Shell {
     /// To the relay that it was sent to.
     sent_to: Option<(RelayUrl, Ways)>,
     router: Arc<Router>,
+    respond_by: Option<RespondBy>,
+    /// That of the session in force, or the last one.
+    transport: &'static str,
     state: State,
     registration: Registration,
     pin: Option<Secret>,
@@ -159,6 +164,8 @@ impl Shell {
             ways: parts.ways,
             sent_to: None,
             router: Arc::new(parts.router),
+            respond_by: parts.respond_by,
+            transport: "",
             state: parts.state,
             registration: parts.registration,
             pin: parts.pin,
@@ -265,6 +272,11 @@ impl Shell {
             }
             Happened::Closed(mailbox) => self.leftovers(now, &mailbox),
             Happened::Woken => {
+                if let (Some(link), Some(at)) = (&self.link, self.better_at())
+                    && at <= now
+                {
+                    self.agent.handle_input(now, agent::Input::Better(link.attempt));
+                }
                 self.agent.handle_input(now, agent::Input::Woken);
                 self.ledger.handle_input(now, ledger::Input::Woken);
             }
@@ -295,7 +307,12 @@ impl Shell {
     fn command(&mut self, now: Instant, command: Option<Command>) {
         let input = match command {
             Some(Command::Maintenance(on)) => agent::Input::Maintenance(on),
-            Some(Command::Activate) => agent::Input::Activate,
+            Some(Command::Activate) => {
+                if let Some(better) = &self.ways.better {
+                    better.try_now();
+                }
+                agent::Input::Activate
+            }
             Some(Command::Register(registration)) => {
                 let keepalive = self.registration.keepalive;
                 self.registration = Registration { keepalive, ..*registration };
@@ -412,6 +429,11 @@ impl Shell {
             Outcome::Registered => Done::Registered,
             Outcome::Alive(known) => Done::Alive { known },
             Outcome::Connected(mut session) => {
+                if self.link.is_some() {
+                    // The session went over to a better transport; the relay has left the old one.
+                    self.say_goodbye();
+                    self.ledger.handle_input(now, ledger::Input::SessionDown);
+                }
                 let mailbox = Arc::new(Mailbox::default());
                 session.push.start(Started::new(session.id.clone(), session.resumed, mailbox.clone()));
                 let max_body = session.info.max_body;
@@ -420,7 +442,12 @@ impl Shell {
                 // Its pong is the push that shows that pushes come through.
                 outbox.put(Envelope::Ping);
                 self.link = Some(Link { attempt, mailbox, push: session.push, outbox });
-                self.ledger.handle_input(now, ledger::Input::SessionUp { max_body });
+                let respond_by = self.respond_by.unwrap_or_else(|| RespondBy::over(&session.info));
+                self.ledger.handle_input(now, ledger::Input::SessionUp { max_body, respond_by });
+                if self.transport != session.info.name {
+                    self.transport = session.info.name;
+                    self.tell(Event::Transport { name: self.transport });
+                }
                 Done::Connected { session: session.id, resumed: session.resumed }
             }
         });
@@ -441,7 +468,13 @@ impl Shell {
         let leaving = self.leaving.map(|leaving| match leaving {
             Leaving::Finishing(until) | Leaving::Closing(until) => until,
         });
-        [self.agent.wake_at(), self.ledger.wake_at(), leaving].into_iter().flatten().min()
+        [self.agent.wake_at(), self.ledger.wake_at(), leaving, self.better_at()].into_iter().flatten().min()
+    }
+
+    /// S8: when a better transport is tried than the one that carries the session.
+    fn better_at(&self) -> Option<Instant> {
+        let may = self.link.is_some() && self.running.is_none() && self.leaving.is_none();
+        self.ways.better.as_ref().filter(|_| may)?.again_at()
     }
 
     fn carry_out_agent(&mut self, output: agent::Output) {

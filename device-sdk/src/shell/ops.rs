@@ -3,6 +3,7 @@
 use relay_core::{
     auth::Secret,
     error::{ErrorKind, TransportError},
+    ids::DeviceId,
     transport::{BoxFuture, ConnectOptions, EndReason, Session},
 };
 
@@ -10,6 +11,7 @@ use super::Shell;
 use crate::{
     agent::{Failure, FailureKind, Op},
     http::{HttpError, HttpErrorKind},
+    state::State,
 };
 
 /// An operation's result: what the agent hears of it, and what comes with it.
@@ -49,11 +51,17 @@ impl Shell {
                 Box::pin(async move {
                     let options = ConnectOptions::new(device.clone(), token, deadline).resuming(resume);
                     let session = connector.connect(options).await.map_err(Failure::from)?;
-                    let id = session.id.clone();
-                    if let Err(error) = state.store(move |stored| stored.set_session(Some(&id))).await {
-                        tracing::warn!(%device, %error, "the session's ID could not be stored");
-                    }
-                    Ok(Outcome::Connected(session))
+                    Ok(connected(&device, &state, session).await)
+                })
+            }
+            Op::Better { session, deadline } => {
+                let better = self.ways.better.clone();
+                Box::pin(async move {
+                    let Some(better) = better else { return Err(Failure::passing("there is none")) };
+                    let options =
+                        ConnectOptions::new(device.clone(), token, deadline).resuming(Some(session));
+                    let session = better.connect_better(options).await.map_err(Failure::from)?;
+                    Ok(connected(&device, &state, session).await)
                 })
             }
             Op::AskAlive { session } => Box::pin(async move {
@@ -61,6 +69,14 @@ impl Shell {
             }),
         }
     }
+}
+
+async fn connected(device: &DeviceId, state: &State, session: Session) -> Outcome {
+    let id = session.id.clone();
+    if let Err(error) = state.store(move |stored| stored.set_session(Some(&id))).await {
+        tracing::warn!(%device, %error, "the session's ID could not be stored");
+    }
+    Outcome::Connected(session)
 }
 
 pub(super) fn end_reason(error: &TransportError) -> EndReason {

@@ -38,7 +38,7 @@ impl World {
         builder.open = Some(Open::new(move |url| {
             let host = url.as_url().host_str().unwrap_or_default().to_owned();
             let relay = Arc::new(Relay { host, world: world.clone() });
-            Ok(Ways { connector: relay.clone(), http: relay })
+            Ok(Ways::new(relay.clone(), relay))
         }));
         builder.respond_by(RespondBy::Http)
     }

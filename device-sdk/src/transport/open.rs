@@ -1,0 +1,111 @@
+//! Making the ways to a relay from the device's settings.
+
+use std::{sync::Arc, time::Duration};
+
+use relay_core::transport::Connector;
+use tokio::sync::broadcast::WeakSender;
+
+use super::{Better, Proxy, Transport};
+#[cfg(feature = "ws")]
+use super::{learning::Learning, tunnel::ThroughProxy};
+#[cfg(feature = "ws")]
+use crate::keepalive::Learner;
+use crate::{
+    error::StartError,
+    event::Event,
+    http::client::{HttpRelay, RelayUrl},
+    relays::Ways,
+    state::State,
+};
+
+/// What all connections of the device have in common.
+#[derive(Debug)]
+#[cfg_attr(
+    not(all(feature = "ws", feature = "bosh")),
+    allow(dead_code, reason = "one transport alone needs less")
+)]
+pub(crate) struct Opening {
+    pub(crate) transport: Transport,
+    pub(crate) allow_plaintext: bool,
+    pub(crate) proxy: Proxy,
+    #[cfg(feature = "bosh")]
+    pub(crate) domain: String,
+    pub(crate) keepalive: Duration,
+    /// How short the keep-alive may become where the network wants it.
+    pub(crate) shortest_keepalive: Duration,
+    /// Whom to tell what was learned.
+    pub(crate) events: WeakSender<Event>,
+    pub(crate) state: State,
+    pub(crate) seed: u64,
+}
+
+type Connectors = (Arc<dyn Connector>, Option<Arc<dyn Better>>);
+
+impl Opening {
+    /// The ways to the relay at `url`.
+    pub(crate) fn ways(&self, url: &RelayUrl) -> Result<Ways, StartError> {
+        let (connector, better) = self.connectors(url)?;
+        Ok(Ways { connector, better, http: Arc::new(HttpRelay::new(url.clone(), &self.proxy)?) })
+    }
+
+    fn connectors(&self, url: &RelayUrl) -> Result<Connectors, StartError> {
+        match self.transport {
+            #[cfg(all(feature = "ws", feature = "bosh"))]
+            Transport::Auto => {
+                let (better, other) = (self.ws(url)?, self.bosh(url)?);
+                let auto = super::auto::Auto::new(better, other, is_final, self.state.clone(), self.seed);
+                let auto = Arc::new(auto);
+                Ok((auto.clone(), Some(auto)))
+            }
+            #[cfg(feature = "ws")]
+            Transport::Ws => Ok((self.ws(url)?, None)),
+            #[cfg(all(feature = "ws", not(feature = "bosh")))]
+            Transport::Auto => Ok((self.ws(url)?, None)),
+            #[cfg(feature = "bosh")]
+            Transport::Bosh => Ok((self.bosh(url)?, None)),
+            #[cfg(all(feature = "bosh", not(feature = "ws")))]
+            Transport::Auto => Ok((self.bosh(url)?, None)),
+            #[cfg(not(any(feature = "ws", feature = "bosh")))]
+            Transport::Auto => {
+                let _ = (url, self);
+                Err(StartError::NoConnector)
+            }
+        }
+    }
+
+    #[cfg(feature = "ws")]
+    fn ws(&self, url: &RelayUrl) -> Result<Arc<dyn Connector>, StartError> {
+        let mut settings = transport_ws::WsSettings::new(url.join("ws"));
+        settings.allow_plaintext = self.allow_plaintext;
+        settings.dial = Arc::new(ThroughProxy::new(&self.proxy));
+        let first = settings.control.keepalive.unwrap_or(self.keepalive);
+        let connector = transport_ws::WsConnector::with_settings(settings)
+            .map_err(|error| StartError::Tls(error.into()))?;
+        // Before the device asks whether its session lives, the keep-alive has shown it.
+        let longest = self.keepalive * 5 / 6;
+        let learner = Learner::new(self.shortest_keepalive.min(longest), longest, first);
+        Ok(Arc::new(Learning::new(connector, learner, self.events.clone())))
+    }
+
+    /// XMPP over BOSH, beside the relay's API.
+    #[cfg(feature = "bosh")]
+    fn bosh(&self, url: &RelayUrl) -> Result<Arc<dyn Connector>, StartError> {
+        let mut settings = transport_bosh::http::HttpSettings::new(url.join("http-bind"));
+        settings.allow_plaintext = self.allow_plaintext;
+        settings.proxy = self.proxy.of_bosh();
+        let connector = transport_bosh::client::BoshConnector::with_http(settings)
+            .map_err(|error| StartError::Tls(error.into()))?;
+        // A keep-alive repeats the held request, which the relay then holds anew, and it ends a session over ten repeats of
+        // one RID (XEP-0124 §14.3). Held no longer than a keep-alive, none is repeated that often.
+        let keepalive = self.keepalive;
+        let connector = connector.with_settings(|bosh| bosh.wait = bosh.wait.min(keepalive));
+        Ok(Arc::new(connector.with_domain(self.domain.clone())))
+    }
+}
+
+/// What the relay itself says means what it says, but for what says that no upgrade arrived: the device had sent one.
+#[cfg(all(feature = "ws", feature = "bosh"))]
+fn is_final(error: &relay_core::error::TransportError) -> bool {
+    transport_ws::client::relay_said(error)
+        .is_some_and(|problem| !matches!(problem.status, 400 | 404 | 405 | 426))
+}
