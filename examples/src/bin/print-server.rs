@@ -62,9 +62,10 @@ async fn main() -> Result<(), Failure> {
     println!("put documents into {}/DEVICE/", options.jobs.display());
     let relay = server.relay().clone();
     let watching = tokio::spawn(watch(relay, options.jobs));
-    server.run(asked_to_stop()).await;
+    let mut asked = Ok(());
+    server.run(async { asked = asked_to_stop().await }).await;
     watching.abort();
-    Ok(())
+    Ok(asked?)
 }
 
 /// Prints what it finds, for ever.
