@@ -182,9 +182,11 @@ impl Relay {
         self.inner.with_device(device, |shard, _| shard.registered(device, keepalive));
     }
 
-    /// The credential of `device` no longer holds: ends its session. Its requests in flight wait for the next one.
+    /// The credential of `device` no longer holds: ends its session and its channels. Its requests in flight wait for the
+    /// next one.
     pub fn revoke(&self, device: &DeviceId) {
         self.inner.with_device(device, |shard, now| shard.revoke(now, device));
+        self.inner.jobs.hang_up(device);
     }
 
     /// Whether `device` is known.

@@ -298,6 +298,39 @@ async fn t4_a_channel_is_for_the_jobs_device_and_app_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn t17_a_device_whose_credential_is_revoked_gets_no_more_of_its_jobs() {
+    let (relay, mut printer) = start().await;
+    let job = relay.job(call()).unwrap();
+    let id = printer.offered().await;
+    let mut channel = printer.open(&id).await;
+    credit(&mut channel, Some(0), 10).await;
+    state(&job, JobState::Sending).await;
+    relay.revoke(&DeviceId::new("printer-2").unwrap());
+    credit(&mut channel, None, 10).await;
+    assert!(matches!(hear(&mut channel).await, ToDevice::Header(_)));
+    take(&mut channel, 20).await;
+    relay.revoke(&device());
+    assert_eq!(hear(&mut channel).await, ToDevice::Close);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a3_a_device_may_say_its_last_word_and_go_while_data_is_on_its_way() {
+    let (relay, mut printer) = start().await;
+    let mut long = call();
+    long.source = Arc::new(MemorySource::new(Bytes::from(vec![0; 1024 * 1024])));
+    let mut job = relay.job(long).unwrap();
+    let id = printer.offered().await;
+    let mut channel = printer.open(&id).await;
+    credit(&mut channel, Some(0), u64::MAX).await;
+    // As much as fits is under way, and the relay waits to say more.
+    state(&job, JobState::Sending).await;
+    channel.sender.send(ToRelay::Done { version: None }).await.unwrap();
+    channel.sender.close().await;
+    drop(channel);
+    assert_eq!(job.finished().await, Ok(Response::ok()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a3_credit_beyond_the_end_or_without_an_offset_ends_the_job() {
     for (from, code) in [(Some(DOCUMENT as u64 + 1), "bad-channel"), (None, "bad-channel")] {
         let (relay, mut printer) = start().await;

@@ -224,6 +224,14 @@ impl Jobs {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Closes the channels that `device` has open.
+    pub(super) fn hang_up(&self, device: &DeviceId) {
+        // Nobody is called under the lock: who serves a channel sees that it is not the job's any more.
+        for entry in self.lock().values().filter(|entry| entry.device == *device) {
+            entry.channel.send_modify(|channels| *channels += 1);
+        }
+    }
+
     /// The job `id`, if it is one of `device`.
     fn of(&self, device: &DeviceId, id: &RequestId) -> Option<Arc<Entry>> {
         self.lock().get(id).filter(|entry| entry.device == *device).cloned()
