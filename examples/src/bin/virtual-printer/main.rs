@@ -33,6 +33,9 @@ struct Options {
     /// How it keeps its session.
     #[arg(long, env = "RELAY_TRANSPORT", value_enum, default_value_t = Transport::Auto)]
     transport: Transport,
+    /// The HTTP proxy that it goes through: http://[user:password@]host[:port]. What the environment says without it.
+    #[arg(long, env = "RELAY_PROXY", value_name = "URL", hide_env_values = true)]
+    proxy: Option<String>,
     /// Where it keeps its credential and settings. In memory alone without it.
     #[arg(long, env = "RELAY_STATE", value_name = "DIR")]
     state: Option<PathBuf>,
@@ -61,10 +64,22 @@ struct Options {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Transport {
-    /// The best there is: BOSH, for now.
+    /// WebSocket where the network lets it through, else BOSH.
     Auto,
     /// XMPP over BOSH.
     Bosh,
+    /// WebSocket.
+    Ws,
+}
+
+impl From<Transport> for device_sdk::Transport {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Auto => Self::Auto,
+            Transport::Bosh => Self::Bosh,
+            Transport::Ws => Self::Ws,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -96,6 +111,7 @@ async fn main() -> Result<(), Failure> {
         .registration(printer.registration())
         .maintenance(options.maintenance == Switch::On)
         .keepalive(Duration::from_secs(options.keepalive))
+        .transport(options.transport.into())
         .domain(&options.domain);
     if let Some(pin) = options.pin {
         device = device.pin(pin);
@@ -105,6 +121,9 @@ async fn main() -> Result<(), Failure> {
     }
     if let Some(folder) = options.state {
         device = device.state_folder(folder);
+    }
+    if let Some(proxy) = options.proxy {
+        device = device.proxy(proxy);
     }
     if options.allow_plaintext {
         device = device.allow_plaintext();
@@ -126,6 +145,7 @@ async fn tell(mut events: Events) {
             Event::Registered => println!("registered"),
             Event::Online { resumed: true } => println!("online, session resumed"),
             Event::Online { resumed: false } => println!("online"),
+            Event::Transport { name } => println!("session over {name}"),
             Event::Offline { reason, retry_in } => println!("offline ({reason:?}), back in {retry_in:.1?}"),
             Event::Failed { step, words, retry_in } => println!("{step:?}: {words}; again in {retry_in:.1?}"),
             Event::CredentialRefused { words, retry_in: None, .. } => {
