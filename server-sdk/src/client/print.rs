@@ -1,6 +1,6 @@
 //! Printing, and jobs for other apps: a document goes out, progress comes back.
 
-use std::{fmt, path::Path, time::Duration};
+use std::{fmt, path::Path, sync::Mutex, time::Duration};
 
 use bytes::Bytes;
 use relay_core::{
@@ -131,7 +131,7 @@ impl Printing {
     /// # Cancel safety
     /// As [`Printing::bytes`].
     pub async fn stream(self, stream: impl AsyncRead + Send + 'static) -> Result<JobStream, Error> {
-        self.send(Content::Stream(Some(Box::pin(stream)))).await
+        self.send(Content::Stream(Mutex::new(Some(Box::pin(stream))))).await
     }
 
     /// Prints a document that is kept on the relay.
@@ -158,7 +158,7 @@ impl Printing {
         // RFC 7240 §4.3 counts whole seconds.
         let seconds = client.wait.as_secs() + u64::from(client.wait.subsec_nanos() > 0);
         call = call.header("Prefer", format!("wait={seconds}"));
-        let mut sending = content.from(0).ok_or_else(|| Error::new(ErrorKind::Invalid, "nothing to send"))?;
+        let mut sending = content.rest(0).ok_or_else(|| Error::new(ErrorKind::Invalid, "nothing to send"))?;
         let (body, length) = sending.take();
         if let Some(length) = length {
             call = call.header(CONTENT_LENGTH, length);
@@ -370,8 +370,8 @@ impl JobStream {
         // What was read once and all sent need not be had again.
         let all_sent = self.sending.whole().map(|length| self.base + length) == Some(offset);
         let mut sending = match all_sent {
-            true => Content::Bytes(Bytes::new()).from(0),
-            false => self.content.from(offset),
+            true => Content::Bytes(Bytes::new()).rest(0),
+            false => self.content.rest(offset),
         }
         .ok_or_else(|| {
             Error::new(

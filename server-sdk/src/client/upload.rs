@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -35,7 +35,7 @@ pub(super) enum Content {
     /// A file.
     File(PathBuf, u64),
     /// Something that can be read once.
-    Stream(Option<Pin<Box<dyn AsyncRead + Send>>>),
+    Stream(Mutex<Option<Pin<Box<dyn AsyncRead + Send>>>>),
 }
 
 impl Content {
@@ -49,7 +49,7 @@ impl Content {
     }
 
     /// It from `offset` on, as the body of a call; `None` if it cannot be had again.
-    pub(super) fn from(&mut self, offset: u64) -> Option<Sending> {
+    pub(super) fn rest(&mut self, offset: u64) -> Option<Sending> {
         let moved = Arc::new(AtomicU64::new(0));
         let ended = Arc::new(AtomicU64::new(u64::MAX));
         let (gate, opened) = watch::channel(false);
@@ -60,7 +60,7 @@ impl Content {
                 Source::Bytes(bytes.slice(from..))
             }
             Self::File(path, _) => Source::Path(path.clone(), offset),
-            Self::Stream(stream) => Source::Stream(stream.take()?),
+            Self::Stream(stream) => Source::Stream(stream.get_mut().ok()?.take()?),
         };
         let (counted, end) = (moved.clone(), ended.clone());
         tokio::spawn(async move {

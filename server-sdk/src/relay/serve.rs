@@ -263,7 +263,7 @@ impl Server {
             accepting.spawn(async move { relay.serve(transport).await });
         }
         accepting.spawn(app.books.clone().run());
-        accepting.spawn(jobs::revive(app.clone(), revived));
+        jobs::revive(&app, revived);
         shutdown.await;
         tracing::info!("draining");
         app.stop();

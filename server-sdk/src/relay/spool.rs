@@ -425,7 +425,7 @@ impl Spooled {
         blocking(move || Ok(file.sync_all()?)).await
     }
 
-    fn from_window(&self, offset: u64, max: usize) -> Option<Bytes> {
+    fn windowed(&self, offset: u64, max: usize) -> Option<Bytes> {
         let window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         let (from, bytes) = window.as_ref()?;
         let start = usize::try_from(offset.checked_sub(*from)?).ok().filter(|start| *start < bytes.len())?;
@@ -469,7 +469,7 @@ impl Source for Spooled {
         if max == 0 {
             return Ok(Bytes::new());
         }
-        if let Some(bytes) = self.from_window(offset, max) {
+        if let Some(bytes) = self.windowed(offset, max) {
             return Ok(bytes);
         }
         let file = self.file.clone();

@@ -23,17 +23,13 @@ pub fn document(length: usize) -> Vec<u8> {
 /// A device with a print app and what else is said.
 pub async fn printer(rig: &Rig, id: &str, formats: &str) -> Device {
     let device = rig.device(id).await;
-    register(rig, &device, formats).await;
-    device
-}
-
-pub async fn register(rig: &Rig, device: &Device, formats: &str) {
     let json = format!(
         r#"{{"formats":[{formats}],"apps":[{{"name":"Print","path":"/print","protocol":"print"}},
             {{"name":"scan","path":"/scan","protocol":"scan"}}]}}"#
     );
-    let got = rig.put_json(&format!("/v1/devices/{}", device.id), &device.token, &json).await;
-    assert!(got.status == 200 || got.status == 201, "{got:?}");
+    let got = rig.put_json(&format!("/v1/devices/{id}"), &device.token, &json).await;
+    assert_eq!(got.status, 201, "{got:?}");
+    device
 }
 
 /// The next offer that a device gets.
@@ -71,7 +67,7 @@ pub async fn progress(device: &mut Device, id: &RequestId, bytes: u64, note: &st
 }
 
 /// Where a relay is.
-pub trait Place {
+pub trait Place: Sync {
     fn address(&self) -> SocketAddr;
 }
 

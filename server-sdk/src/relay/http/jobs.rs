@@ -376,7 +376,7 @@ async fn upload(
         let more_at_once = intake.is_there().await;
         let Some(writer) = uploading.writer() else { return Ok(()) };
         if !more_at_once && let Err(error) = writer.flush().await {
-            return Ok(refuse(tracked, error.into()));
+            return refuse(tracked, error.into());
         }
         let next = tokio::select! {
             biased;
@@ -393,12 +393,12 @@ async fn upload(
         match next {
             Ok(Some(bytes)) => {
                 if let Err(error) = writer.write(bytes).await {
-                    return Ok(refuse(tracked, error.into()));
+                    return refuse(tracked, error.into());
                 }
             }
             Ok(None) => {
                 if let Err(error) = writer.finish().await {
-                    return Ok(refuse(tracked, error.into()));
+                    return refuse(tracked, error.into());
                 }
                 app.jobs.note(tracked).await;
                 uploading.close();
@@ -407,7 +407,7 @@ async fn upload(
             Err(broken) => {
                 // What came before it broke off need not come again.
                 if let Err(error) = writer.flush().await {
-                    return Ok(refuse(tracked, error.into()));
+                    return refuse(tracked, error.into());
                 }
                 return Err(match broken {
                     Broken::Gone(error) => {
@@ -422,8 +422,10 @@ async fn upload(
 }
 
 /// The document cannot be taken: the job is over.
-fn refuse(tracked: &Tracked, problem: Problem) {
+fn refuse(tracked: &Tracked, problem: Problem) -> Result<(), Cut> {
     tracked.give_up(End::NoDocument(problem.code().as_str(), problem.detail().to_owned()));
+    // Its end is told to the caller, who is still there.
+    Ok(())
 }
 
 /// Tells how the job goes, to its end. `holds` says whether the caller's key still does.
@@ -543,7 +545,7 @@ fn problem_of(end: &End, outcome: Outcome, id: &RequestId) -> Problem {
 }
 
 /// Goes on with the jobs that a relay before this one was killed in.
-pub(crate) async fn revive(app: Arc<App>, revived: Vec<Revived>) {
+pub(crate) fn revive(app: &Arc<App>, revived: Vec<Revived>) {
     for revived in revived {
         let app = app.clone();
         tokio::spawn(async move {
