@@ -18,6 +18,11 @@ fn k1_it_ends_with_the_toner_level_read_through_the_relay_and_leaves_nothing_beh
         said.last().unwrap().contains("83 % of its black toner left, read through the relay"),
         "{said:?}"
     );
+    for (printer, transport) in [("printer-1", "WebSocket"), ("printer-2", "BOSH")] {
+        let online =
+            |line: &String| line.contains(printer) && line.ends_with(&format!("online over {transport}"));
+        assert!(said.iter().any(online), "{said:?}");
+    }
     assert!(said.iter().any(|line| line.contains("\"copy room, 2nd floor\"")), "{said:?}");
     assert!(said.iter().any(|line| line.contains("(Relay-Outcome: offline)")), "{said:?}");
     assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "it left something behind");

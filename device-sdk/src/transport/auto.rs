@@ -79,11 +79,12 @@ impl Auto {
 
     /// Whether the network may be to blame.
     fn may_be_the_network(&self, which: Which, error: &TransportError) -> bool {
-        let kind = matches!(
-            error.kind,
-            ErrorKind::Unauthenticated | ErrorKind::Overloaded | ErrorKind::Replaced | ErrorKind::Expired
-        );
-        !kind && !(which == Which::Better && (self.is_final)(error))
+        match error.kind {
+            ErrorKind::Unauthenticated | ErrorKind::Overloaded | ErrorKind::Replaced | ErrorKind::Expired => {
+                false
+            }
+            _ => which == Which::Other || !(self.is_final)(error),
+        }
     }
 
     async fn opened(&self, which: Which, tried: bool, session: Session) -> Session {

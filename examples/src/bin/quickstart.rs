@@ -1,17 +1,18 @@
-//! All of it in one command: a relay, a printer behind it, and a service that reads the printer's toner level.
+//! All of it in one command: a relay, two printers behind it, one over WebSocket and one over BOSH, and a service that reads
+//! their toner levels.
 //!
 //! ```sh
 //! cargo run --release --bin quickstart
 //! ```
 //!
-//! No set-up, nothing left behind. On a real network the three run on three machines: the relay on a server of yours,
-//! the printer behind its NAT (see `virtual-printer`), the service anywhere (see `maintenance-service`). The code of each
+//! No set-up, nothing left behind. On a real network each runs on a machine of its own: the relay on a server of yours,
+//! each printer behind its NAT (see `virtual-printer`), the service anywhere (see `maintenance-service`). The code of each
 //! is the same.
 
 use std::{future::pending, net::Ipv4Addr, path::Path};
 
 use clap::Parser;
-use device_sdk::Device;
+use device_sdk::{Device, Transport};
 use examples::{
     Failure, asked_to_stop,
     printer::{Printer, mib},
@@ -22,7 +23,7 @@ use server_sdk::{
 };
 
 #[derive(Debug, Parser)]
-#[command(about = "A relay, a printer and a service in one command")]
+#[command(about = "A relay, two printers and a service in one command")]
 struct Options {
     /// Show it once and end, instead of staying up.
     #[arg(long)]
@@ -47,17 +48,9 @@ async fn main() -> Result<(), Failure> {
     tokio::spawn(server.run(pending()));
     println!("relay     {url}");
 
-    // A printer. The administrator makes it known; the PIN is what somebody would type in at its panel.
-    let issued = administrator.administration().issue_pin("printer-1", &[]).await?;
-    let printer = Printer::new("printer-1", Ipv4Addr::LOCALHOST.into());
-    let device = Device::builder(&url, "printer-1")
-        .pin(issued.pin.expose())
-        .registration(printer.registration())
-        .router(printer.router())
-        .start()
-        .await?;
-    device.online().await?;
-    println!("printer   printer-1 traded its PIN for a credential, registered, and is online over BOSH");
+    // Two printers. The administrator makes each known; the PIN is what somebody would type in at its panel.
+    let over_ws = printer(&administrator, &url, "printer-1", Transport::Ws).await?;
+    let over_bosh = printer(&administrator, &url, "printer-2", Transport::Bosh).await?;
 
     // A service. It has a key of its own and knows the printer's name, nothing else.
     let key = administrator.administration().new_key(&[]).await?;
@@ -66,30 +59,56 @@ async fn main() -> Result<(), Failure> {
     let now = service.set("printer-1", mib::SYS_LOCATION, Body::text("copy room, 2nd floor")).await?;
     println!("setting   printer-1's location was {:?} and now is {:?}", before.text()?, now.text()?);
 
-    // printer-2 is known, and was never switched on. Who asks it hears so at once.
-    administrator.administration().issue_pin("printer-2", &[]).await?;
+    // printer-3 is known, and was never switched on. Who asks it hears so at once.
+    administrator.administration().issue_pin("printer-3", &[]).await?;
     let asked = std::time::SystemTime::now();
-    match service.get("printer-2", mib::BLACK_TONER).await {
-        Ok(answer) => println!("offline   printer-2 answered {answer:?}, which nobody expected"),
+    match service.get("printer-3", mib::BLACK_TONER).await {
+        Ok(answer) => println!("offline   printer-3 answered {answer:?}, which nobody expected"),
         Err(error) => {
             let outcome =
                 error.outcome().map_or_else(|| "not told".to_owned(), |outcome| outcome.to_string());
             let took = asked.elapsed().unwrap_or_default();
-            println!("offline   printer-2: {error} (Relay-Outcome: {outcome}), told after {took:.1?}");
+            println!("offline   printer-3: {error} (Relay-Outcome: {outcome}), told after {took:.1?}");
         }
     }
 
     if !options.once {
         how_to_go_on(&url, key.key.expose(), folder.path());
     }
-    let toner = service.get("printer-1", mib::BLACK_TONER).await?;
-    println!("toner     printer-1 has {} % of its black toner left, read through the relay", toner.text()?);
+    for id in ["printer-2", "printer-1"] {
+        let toner = service.get(id, mib::BLACK_TONER).await?;
+        println!("toner     {id} has {} % of its black toner left, read through the relay", toner.text()?);
+    }
 
     if !options.once {
         asked_to_stop().await?;
     }
-    device.shutdown(std::time::Duration::from_secs(1)).await;
+    for device in [over_ws, over_bosh] {
+        device.shutdown(std::time::Duration::from_secs(1)).await;
+    }
     Ok(())
+}
+
+/// A printer that keeps its session over `transport`. Left alone, a device takes whichever the network lets through.
+async fn printer(
+    administrator: &Client,
+    url: &str,
+    id: &str,
+    transport: Transport,
+) -> Result<Device, Failure> {
+    let issued = administrator.administration().issue_pin(id, &[]).await?;
+    let printer = Printer::new(id, Ipv4Addr::LOCALHOST.into());
+    let device = Device::builder(url, id)
+        .pin(issued.pin.expose())
+        .registration(printer.registration())
+        .router(printer.router())
+        .transport(transport)
+        .start()
+        .await?;
+    device.online().await?;
+    let over = if transport == Transport::Bosh { "BOSH" } else { "WebSocket" };
+    println!("printer   {id} traded its PIN for a credential, registered, and is online over {over}");
+    Ok(device)
 }
 
 /// The relay wrote it into its data folder, where the program `relay` finds it, too.
@@ -107,14 +126,14 @@ fn how_to_go_on(url: &str, key: &str, data: &Path) {
 It stays up until Ctrl-C. In another terminal, with a service's key:
 
   curl -i -H 'Authorization: Bearer {key}' {url}/v1/devices/printer-1/objects/{toner}
-  curl -i -H 'Authorization: Bearer {key}' {url}/v1/devices/printer-2/objects/{toner}
+  curl -i -H 'Authorization: Bearer {key}' {url}/v1/devices/printer-3/objects/{toner}
   curl -X PUT -H 'Authorization: Bearer {key}' -H 'Content-Type: text/plain' -d 'Hello' {url}/v1/devices/printer-1/objects/{display}
 
 or with the program `relay`, and the administrator's key that it finds in the relay's folder:
 
   cargo run --release -p server-sdk --features relay --bin relay -- get printer-1 {toner} --relay {url} --key {key}
-  cargo run --release -p server-sdk --features relay --bin relay -- enroll printer-2 --relay {url} --data {data}
-  cargo run --release --bin virtual-printer -- --relay {url} --id printer-2 --pin THE_PIN_JUST_PRINTED
+  cargo run --release -p server-sdk --features relay --bin relay -- enroll printer-3 --relay {url} --data {data}
+  cargo run --release --bin virtual-printer -- --relay {url} --id printer-3 --pin THE_PIN_JUST_PRINTED
 "
     );
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use device_sdk::{Device, HandlerError, ObjectId, RespondBy, Router};
+use device_sdk::{Device, HandlerError, ObjectId, RespondBy, Router, Transport};
 
 use crate::{
     crossing::{Asked, Call, Handled, Seen, Way},
@@ -48,6 +48,7 @@ pub(crate) async fn device(
         .token(host.enrol(&name(number)).await)
         .router(Router::new().set("*", answer))
         .respond_by(way)
+        .transport(Transport::Bosh)
         .keepalive(keepalive)
         .concurrency(64)
         .start()
