@@ -110,7 +110,7 @@ async fn a6_a_kept_document_is_printed_as_often_as_wanted() {
         caller.accepted().await;
         assert_eq!(caller.last().await["state"], "completed");
     }
-    assert_eq!(std::fs::read_dir(folder.path().join("spool")).unwrap().count(), 0);
+    http_support::eventually(|| std::fs::read_dir(folder.path().join("spool")).unwrap().count() == 0).await;
     assert_eq!(
         std::fs::read_dir(folder.path().join("documents")).unwrap().count(),
         2,

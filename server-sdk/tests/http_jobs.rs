@@ -64,10 +64,17 @@ async fn a4_a_document_goes_to_the_device_and_its_progress_comes_back() {
     assert_eq!((&over["state"], &over["outcome"]), (&"completed".into(), &"answered".into()));
     assert_eq!((&over["device"], &over["status"]), (&"PRINTER-1".into(), &"ok".into()));
     part(&rig, &device.token, &id, "bytes=0-").await.expect(404, "unknown-request");
-    let metrics = rig.get("/metrics", &key).await;
-    let metrics = String::from_utf8(metrics.body).unwrap();
-    assert!(metrics.contains("relay_requests_total{outcome=\"answered\"} 1"), "{metrics}");
-    assert!(metrics.contains("relay_spool_bytes 0"), "{metrics}");
+    let counted = ["relay_requests_total{outcome=\"answered\"} 1", "relay_spool_bytes 0"];
+    tokio::time::timeout(http_support::PATIENCE, async {
+        loop {
+            let metrics = String::from_utf8(rig.get("/metrics", &key).await.body).unwrap();
+            if counted.iter().all(|line| metrics.contains(line)) {
+                break;
+            }
+        }
+    })
+    .await
+    .expect("it is counted, and its document gone");
 }
 
 #[tokio::test]

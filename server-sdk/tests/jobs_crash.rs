@@ -8,7 +8,7 @@ mod job_support;
 use std::{net::SocketAddr, time::Duration};
 
 use cli_support::Process;
-use http_support::{Device, Got, PATIENCE, Wire, head};
+use http_support::{Device, Got, PATIENCE, Wire, eventually, head};
 use job_support::{Caller, document, done, offered, part, read_on};
 use relay_core::{Response, app::Digest};
 use serde_json::Value;
@@ -100,7 +100,7 @@ async fn f32_a_relay_that_is_killed_in_mid_upload_goes_on_with_the_same_job() {
     assert_eq!(Digest::of(&read), Digest::of(&document));
     done(&mut device, &id).await;
     assert_eq!(caller.last().await["state"], "completed");
-    assert_eq!(std::fs::read_dir(data.join("spool")).unwrap().count(), 0);
+    eventually(|| std::fs::read_dir(data.join("spool")).unwrap().count() == 0).await;
 
     // Killed once more, with all of the document there: the job comes to its end without anybody asking for it.
     let mut caller = Caller::print(&relay, "d", "", &admin, 1000).await;
