@@ -54,7 +54,8 @@ pub(crate) async fn serve(serve: Serve, reach: Reach, json: bool) -> Result<(), 
              To connect a device:  relay enroll DEVICE\n\
              \x20                     virtual-printer --relay {url} --id DEVICE --pin PIN\n\
              To call it:           relay get DEVICE OBJECT\n\
-             For a service:        relay key new",
+             For a service:        relay key new\n\
+             To print by hand:     {url}/ in a browser, with such a key",
             urls.join(" and "),
             data.display(),
             key_file.map(|file| file.display().to_string()).unwrap_or_default(),

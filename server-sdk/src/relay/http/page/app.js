@@ -137,7 +137,11 @@ async function offerDocuments(mine) {
   if (mine !== session || !documents?.length) return;
   $("document").replaceChildren(
     element("option", { value: "" }, "Choose a document"),
-    ...documents.map((kept) => element("option", { value: String(kept.id) }, plain(kept.name) || plain(kept.id))),
+    ...documents.map((kept) => {
+      const option = element("option", { value: String(kept.name) }, plain(kept.name));
+      option.dataset.bytes = kept.bytes;
+      return option;
+    }),
   );
   $("sources").hidden = false;
 }
@@ -214,7 +218,7 @@ function ownDocument() {
 function keptDocument() {
   const option = $("document").selectedOptions[0];
   if (!option?.value) return null;
-  return { name: option.textContent, body: null, size: 0, query: { document: option.value } };
+  return { name: option.textContent, body: null, size: Number(option.dataset.bytes), query: { document: option.value } };
 }
 
 // --- Words ----------------------------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ class Job {
     }
   }
 
-  #told({ state, bytes }) {
+  #told({ state, bytes, note }) {
     if (this.over || this.#cancelling) return;
     const whole = this.#what.size;
     const part = whole ? Math.min(bytes / whole, 1) : undefined;
@@ -159,7 +159,7 @@ class Job {
         this.#show("sending", whole ? `Sending, ${size(bytes)} of ${size(whole)}` : `Sending, ${size(bytes)}`, part);
         break;
       case "processing":
-        this.#show("processing", "Printing");
+        this.#show("processing", note ? `Printing: ${plain(note)}` : "Printing");
         break;
     }
   }
