@@ -58,6 +58,7 @@ impl Counts {
 pub(crate) struct FaultProxy {
     pub(crate) address: SocketAddr,
     pub(crate) counts: Arc<Counts>,
+    idle: Idle,
     accepting: JoinHandle<()>,
 }
 
@@ -94,6 +95,9 @@ const OVERTAKING: Duration = Duration::from_millis(60);
 /// How long the first copy of a POST has until the second one goes out.
 const LOST_AFTER: Duration = Duration::from_millis(30);
 
+/// From what the time is drawn, in milliseconds, after which an idle connection is cut.
+type Idle = watch::Sender<std::ops::Range<u64>>;
+
 impl FaultProxy {
     /// In front of `upstream`; a connection idle for a time drawn from `idle` (milliseconds) is cut, by one of `cuts`.
     pub(crate) async fn cutting(
@@ -103,23 +107,36 @@ impl FaultProxy {
         cuts: &'static [Cut],
     ) -> Self {
         let draw = Arc::new(Draw(Mutex::new(seed)));
-        Self::start(move |client, counts| {
+        let idle = watch::Sender::new(idle);
+        Self::start(idle.clone(), move |client, counts| {
             let cut = cuts[draw.below(cuts.len() as u64) as usize];
-            let idle = Duration::from_millis(idle.start + draw.below(idle.end - idle.start));
+            let (draw, mut idle) = (draw.clone(), idle.subscribe());
             async move {
-                if let Ok(server) = TcpStream::connect(upstream).await {
-                    pass_until_idle(client, server, idle, cut, &counts).await;
+                let Ok(mut server) = TcpStream::connect(upstream).await else { return };
+                let mut client = client;
+                loop {
+                    let range = idle.borrow_and_update().clone();
+                    let time = Duration::from_millis(range.start + draw.below(range.end - range.start));
+                    tokio::select! {
+                        () = pass_until_idle(&mut client, &mut server, time, cut, &counts) => return,
+                        Ok(()) = idle.changed() => {}
+                    }
                 }
             }
         })
         .await
     }
 
+    /// From now on connections are cut when they were idle for a time drawn from `idle`, those too that there are.
+    pub(crate) fn cut_after(&self, idle: std::ops::Range<u64>) {
+        self.idle.send_replace(idle);
+    }
+
     /// In front of the HTTP server `upstream`.
     pub(crate) async fn meddling(upstream: SocketAddr, seed: u64, meddling: Meddling) -> Self {
         let shared =
             Arc::new(Post { upstream, draw: Draw(Mutex::new(seed)), meddling, passed: watch::channel(0).0 });
-        Self::start(move |client, counts| {
+        Self::start(watch::Sender::new(0..0), move |client, counts| {
             let shared = shared.clone();
             async move {
                 // Either end closing is how a connection ends.
@@ -130,6 +147,7 @@ impl FaultProxy {
     }
 
     async fn start<F: Future<Output = ()> + Send + 'static>(
+        idle: Idle,
         serve: impl Fn(TcpStream, Arc<Counts>) -> F + Send + 'static,
     ) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -149,13 +167,13 @@ impl FaultProxy {
                 }
             }
         });
-        Self { address, counts, accepting }
+        Self { address, counts, idle, accepting }
     }
 }
 
 async fn pass_until_idle(
-    mut client: TcpStream,
-    mut server: TcpStream,
+    client: &mut TcpStream,
+    server: &mut TcpStream,
     idle: Duration,
     cut: Cut,
     counts: &Counts,
@@ -180,14 +198,14 @@ async fn pass_until_idle(
     match cut {
         Cut::Fin => {
             Counts::add(&counts.fin);
-            for end in [&mut client, &mut server] {
+            for end in [&mut *client, &mut *server] {
                 // The other side may have gone in this very moment.
                 let _ = end.shutdown().await;
             }
         }
         Cut::Rst => {
             Counts::add(&counts.rst);
-            for end in [&client, &server] {
+            for end in [&*client, &*server] {
                 end.set_zero_linger().unwrap();
             }
         }
