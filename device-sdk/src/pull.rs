@@ -277,7 +277,8 @@ impl Download {
             _ => return Err(refused(response).await),
         }
         self.content_type = field(header::CONTENT_TYPE).map(Into::into);
-        self.etag = field(header::ETAG).filter(|etag| is_strong(etag)).map(Into::into).or(self.etag.take());
+        self.etag =
+            field(header::ETAG).filter(|etag| is_strong(etag)).map(Into::into).or_else(|| self.etag.take());
         self.body = Some(response);
         Ok(())
     }

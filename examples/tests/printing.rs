@@ -100,8 +100,8 @@ impl Printed {
 
     /// The last line of its progress.
     fn end(&self) -> serde_json::Value {
-        let lines = self.text.lines().filter(|line| line.starts_with('{'));
-        serde_json::from_str(lines.last().unwrap_or_else(|| panic!("{}", self.text))).unwrap()
+        let mut lines = self.text.lines().filter(|line| line.starts_with('{'));
+        serde_json::from_str(lines.next_back().unwrap_or_else(|| panic!("{}", self.text))).unwrap()
     }
 }
 

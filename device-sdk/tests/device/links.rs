@@ -187,7 +187,7 @@ impl Connector for NoChannels {
 }
 
 /// Waits until `holds`, for an hour at most.
-pub(crate) async fn eventually(holds: impl Fn() -> bool) {
+pub(crate) async fn eventually(holds: impl Fn() -> bool + Send + Sync) {
     let held = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(10)).await;
