@@ -147,6 +147,12 @@ impl Nat {
         command
     }
 
+    /// From now on the router lets out nothing but what goes to this port outside.
+    pub(crate) fn let_out_only_to(&self, port: u16) {
+        let rule = format!("insert rule ip rig forward iifname lan tcp dport != {port} drop");
+        run(Command::new("ip").args(["netns", "exec", &self.router(), "nft", &rule]));
+    }
+
     /// Makes the router forget all its flows. How many TCP flows it knew.
     pub(crate) fn forget_flows(&self) -> usize {
         let known =
