@@ -91,7 +91,7 @@ impl Printer {
         self.push.push(&mut VecDeque::from([envelope])).await.unwrap();
     }
 
-    async fn open(&self, id: &RequestId) -> DeviceChannel {
+    async fn open(&mut self, id: &RequestId) -> DeviceChannel {
         self.connector
             .channel(ChannelOptions::new(device(), token(), id.clone(), app(), soon()))
             .await
