@@ -1,10 +1,15 @@
-//! The WebSocket transport ([RFC 6455]), both ends: one control session per device, in text frames of one element each.
+//! The WebSocket transport ([RFC 6455]), both ends: one control session per device, in text frames of one element each,
+//! and beside it a channel for each job of one of its apps, with the job's data in binary frames.
 //!
 //! ```text
 //! device                          relay's HTTP server
 //! WsConnector ── GET /ws ────────▶ WsManager::upgrade ── WsListener ─▶ Relay::serve
 //!   ◀── 101, Relay-Session ──────  Accepted::attach(connection)
 //!   Push, Inbound ◀── frames ──▶   Push, Inbound
+//!
+//! WsConnector ── GET /ws/print?id= ▶ WsManager::upgrade ── WsListener ─▶ Relay::serve: is there such a job?
+//!   ◀── 101 ─────────────────────  Accepted::attach(connection)
+//!   Channel ◀──── frames ──────▶   Channel
 //! ```
 //!
 //! A relay hosts a [`WsManager`] on whatever HTTP server it has, and gives its [`WsListener`] to
@@ -23,7 +28,7 @@
 //! - [`server`] and [`client`]: the two ends, in thin async shells;
 //! - [`proto`]: the machines inside, without I/O, clock or randomness. They are public so that they can be tested, fuzzed
 //!   and built upon, and may change with any release;
-//! - [`wire`]: close codes, the vocabulary in text frames, the opening handshake;
+//! - [`wire`]: close codes, the vocabulary in frames, the opening handshake;
 //! - `docs/websocket.md` in the repository: terms, bounds, ends, and the proof of every item of the specification.
 //!
 //! It is no general WebSocket library: it speaks the relay's vocabulary, and no extension.

@@ -123,7 +123,7 @@ impl House {
         Printer { connector: WsConnector::with_settings(settings).unwrap(), got, push }
     }
 
-    async fn until(&self, what: &str, reached: impl Fn() -> bool + Send) {
+    async fn until(&self, what: &str, reached: impl Fn() -> bool + Send + Sync) {
         let waiting = async {
             while !reached() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
