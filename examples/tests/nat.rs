@@ -141,6 +141,37 @@ impl Internet {
 }
 
 #[test]
+fn f8_what_was_pushed_into_a_flow_that_the_nat_forgot_is_answered_over_the_next_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let nat = Nat::new();
+    let relay = Internet::relay(&nat, &folder.path().join("data"));
+    let tell = |arguments: &[&str]| relay.tell_by(nat.command(Side::Outside, relay::program()), arguments);
+    let key = word(&tell(&["key", "new"]), "key");
+    let pin = word(&tell(&["enroll", "printer-1"]), "pin");
+    let internet = Internet { nat, address: relay.address, key };
+    let _printer = Printer(
+        internet
+            .nat
+            .command(Side::Device, env!("CARGO_BIN_EXE_virtual-printer"))
+            .args(["--relay", &format!("http://{}", relay.address), "--id", "printer-1", "--pin", &pin])
+            .args(["--transport", "ws", "--keepalive", "2", "--allow-plaintext"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    internet.until_answered(Duration::from_secs(20));
+    assert!(internet.nat.forget_flows() >= 1, "the WebSocket was a known flow");
+    let start = Instant::now();
+    let answer = internet.get("printer-1", TONER, 30);
+    assert_eq!((answer.status, &*answer.text()), (200, "83"), "the same call");
+    assert!(internet.nat.dropped_forgotten() > 0, "what was forgotten was dropped");
+    println!(
+        "pushed into a flow that was forgotten, answered over the next one after {:.1?}",
+        start.elapsed()
+    );
+}
+
+#[test]
 fn a_service_reaches_a_printer_behind_the_nat_also_after_what_keeps_others_hanging() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
