@@ -4,14 +4,16 @@
 mod person;
 #[path = "page/printer.rs"]
 mod printer;
+mod programs;
 
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
-use device_sdk::Registration;
 use person::Person;
 use printer::Printer;
+use serde_json::json;
 use server_sdk::{
     Client,
+    client::TableFormat,
     relay::{Server, ServerConfig},
 };
 use tempfile::TempDir;
@@ -54,16 +56,16 @@ impl Office {
         self.folder.path().join(name)
     }
 
-    /// A printer that is online; what it prints goes into the folder of its ID.
-    async fn printer(&self, id: &str, registration: Registration) -> Printer {
-        let pin = self.administrator.administration().issue_pin(id, &[]).await.unwrap().pin;
-        let (url, id, out) = (format!("http://{}", self.address), id.to_owned(), self.path(id));
-        fs::create_dir_all(&out).unwrap();
-        let name = id.clone();
-        let started =
-            tokio::task::spawn_blocking(move || Printer::start(&url, &id, pin.expose(), registration, &out));
-        let printer = started.await.unwrap();
-        self.until(&name, "online").await;
+    /// A virtual printer that is online, with a name, model and place that the administrator gave it.
+    async fn printer(&self, id: &str, about: [&str; 3], speed: Option<u32>) -> Printer {
+        let [name, model, location] = about;
+        let line = json!({"device_id": id, "name": name, "model": model, "location": location}).to_string();
+        let administration = self.administrator.administration();
+        administration.import(line, TableFormat::Ndjson).await.unwrap();
+        let pin = administration.issue_pin(id, &[]).await.unwrap().pin;
+        let (url, device, out) = (format!("http://{}", self.address), id.to_owned(), self.path(id));
+        let printer = story(move || Printer::start(&url, &device, pin.expose(), &out, speed)).await;
+        self.until(id, "online").await;
         printer
     }
 
@@ -91,30 +93,10 @@ impl Office {
         path
     }
 
-    /// What `printer` printed last, once it has.
-    async fn printed(&self, printer: &str) -> Vec<u8> {
-        let end = Instant::now() + BOUND;
-        loop {
-            let tickets = fs::read_dir(self.path(printer)).unwrap().flatten().map(|entry| entry.path());
-            let newest = tickets
-                .filter(|path| path.extension().is_some_and(|ending| ending == "ticket"))
-                .max_by_key(|path| path.metadata().unwrap().modified().unwrap());
-            if let Some(ticket) = newest {
-                return fs::read(ticket.with_extension("")).unwrap();
-            }
-            assert!(Instant::now() < end, "nothing was printed");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
     async fn close(self) {
         drop(self.stop);
         self.running.await.unwrap();
     }
-}
-
-fn office_printer(name: &str, model: &str, location: &str) -> Registration {
-    Registration::new().name(name).model(model).location(location).format("application/pdf")
 }
 
 /// A PDF with one page, made long by a stream that nobody draws.
@@ -158,8 +140,8 @@ fn sign_in(person: &mut Person, key: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a6_a_whole_print_is_done_by_keyboard_alone() {
     let office = Office::open().await;
-    let _copies = office.printer("p-1", office_printer("Copy room", "MX-3071", "2nd floor")).await;
-    let away = office.printer("p-2", office_printer("Reception", "LW-450", "Ground floor")).await;
+    let copies = office.printer("p-1", ["Copy room", "MX-3071", "2nd floor"], None).await;
+    let away = office.printer("p-2", ["Reception", "LW-450", "Ground floor"], None).await;
     story(|| away.leave()).await;
     office.until("p-2", "offline").await;
     let document = office.document("Quarterly report.pdf", 300_000);
@@ -208,14 +190,14 @@ async fn a6_a_whole_print_is_done_by_keyboard_alone() {
         }
     })
     .await;
-    assert!(office.printed("p-1").await == fs::read(&document).unwrap(), "the bytes are others");
+    assert!(copies.printed() == [fs::read(&document).unwrap()], "the bytes on its disk are others");
     office.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a6_printers_are_shown_as_they_come_and_go_and_only_those_online_are_chosen() {
     let office = Office::open().await;
-    let copies = office.printer("p-1", office_printer("Copy room", "MX-3071", "2nd floor")).await;
+    let copies = office.printer("p-1", ["Copy room", "MX-3071", "2nd floor"], None).await;
     let (address, key) = (office.address, office.key.clone());
     let mut person = story(move || {
         let mut person = Person::new(address);
@@ -230,7 +212,7 @@ async fn a6_printers_are_shown_as_they_come_and_go_and_only_those_online_are_cho
     .await;
     // It leaves, and is shown so at once; a new one comes, which nobody had to reload the page for.
     story(|| copies.leave()).await;
-    let _new = office.printer("p-3", office_printer("Archive", "MX-1", "Cellar")).await;
+    let _new = office.printer("p-3", ["Archive", "MX-1", "Cellar"], None).await;
     person = story(move || {
         person.sees(".printer[data-state=offline]", "Copy room");
         person.sees(".printer[data-state=online]", "Archive");
@@ -265,14 +247,13 @@ async fn a6_printers_are_shown_as_they_come_and_go_and_only_those_online_are_cho
 #[tokio::test(flavor = "multi_thread")]
 async fn a6_what_goes_wrong_is_told_in_words_a_jam_before_and_a_loss_on_the_way() {
     let office = Office::open().await;
-    let jams = office.printer("p-1", office_printer("Copy room", "MX-3071", "2nd floor")).await;
-    let goes = office.printer("p-2", office_printer("Reception", "LW-450", "Ground floor")).await;
-    let document = office.document("Plan.pdf", 20_000_000);
+    let mut jams = office.printer("p-1", ["Copy room", "MX-3071", "2nd floor"], None).await;
+    let goes = office.printer("p-2", ["Reception", "LW-450", "Ground floor"], Some(500_000)).await;
+    let document = office.document("Plan.pdf", 5_000_000);
     let picture = office.path("photo.png");
     fs::write(&picture, b"\x89PNG").unwrap();
     let (address, key) = (office.address, office.key.clone());
-    jams.jam(true);
-    goes.stop_after(1_000_000);
+    jams.jam();
     let mut person = story({
         let document = document.clone();
         move || {
@@ -294,7 +275,7 @@ async fn a6_what_goes_wrong_is_told_in_words_a_jam_before_and_a_loss_on_the_way(
             person.puts_file("#file", &document);
             person.clicks("#print", "Print on 2 printers");
             let told = person.sees(".job[data-state=failed]", "The printer says");
-            assert!(told.contains("paper jam in tray 2"), "{told}");
+            assert!(told.contains("paper jam: open cover A"), "{told}");
             assert!(told.contains("Copy room"), "{told}");
             person.sees(".job[data-state=sending]", "Sending");
             person
@@ -302,7 +283,7 @@ async fn a6_what_goes_wrong_is_told_in_words_a_jam_before_and_a_loss_on_the_way(
     })
     .await;
     let end = Instant::now() + BOUND;
-    while goes.taken() < 1_000_000 {
+    while goes.at_work() < 1_000_000 {
         assert!(Instant::now() < end, "half-way is never reached");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -316,23 +297,51 @@ async fn a6_what_goes_wrong_is_told_in_words_a_jam_before_and_a_loss_on_the_way(
     })
     .await;
     // The paper is out: the same again, and it prints.
-    jams.jam(false);
+    jams.clear();
     story(move || {
         person.clicks("#clear", "Clear finished");
         person.clicks("#print", "Print on");
         person.sees(".job[data-state=completed]", "Printed");
     })
     .await;
-    assert!(office.printed("p-1").await == fs::read(&document).unwrap(), "the bytes are others");
+    assert!(jams.printed() == [fs::read(&document).unwrap()], "the bytes on its disk are others");
+    office.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a6_a_document_kept_on_the_server_is_printed_without_being_sent_again() {
+    let office = Office::open().await;
+    let printer = office.printer("p-1", ["Copy room", "MX-3071", "2nd floor"], None).await;
+    let (address, key) = (office.address, office.key.clone());
+    story(move || {
+        let mut person = Person::new(address);
+        person.open(375, "light");
+        sign_in(&mut person, &key);
+        let kept = "fetch('/v1/documents/Form', {method: 'PUT', body: '%PDF-1.4 kept', headers: \
+                    {Authorization: `Bearer ${sessionStorage.getItem('relay.key')}`, 'Content-Type': 'application/pdf'}}).\
+                    then((answer) => answer.status)";
+        assert_eq!(person.evaluate(kept), 201);
+        person.reload();
+        person.clicks(".sources label", "Kept on the server");
+        person.finds_it_accessible();
+        person.keeps_picture("kept-375-light");
+        person.clicks(".printer", "Copy room");
+        person.clicks("#print", "Print on Copy room");
+        person.sees("#document-error", "Choose a document");
+        person.types("Form");
+        person.clicks("#print", "Print on Copy room");
+        person.sees(".job[data-state=completed]", "Printed");
+    })
+    .await;
+    assert!(printer.printed() == [b"%PDF-1.4 kept"]);
     office.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a6_a_job_is_cancelled_from_the_page() {
     let office = Office::open().await;
-    let printer = office.printer("p-1", office_printer("Copy room", "MX-3071", "2nd floor")).await;
-    let document = office.document("Leaflet.pdf", 200_000);
-    printer.stop_after(100_000);
+    let printer = office.printer("p-1", ["Copy room", "MX-3071", "2nd floor"], Some(20_000)).await;
+    let document = office.document("Leaflet.pdf", 2_000_000);
     let (address, key) = (office.address, office.key.clone());
     story(move || {
         let mut person = Person::new(address);
@@ -347,6 +356,7 @@ async fn a6_a_job_is_cancelled_from_the_page() {
         person.waits_until("document.querySelectorAll('.job button').length === 0");
     })
     .await;
+    assert!(printer.printed().is_empty());
     office.close().await;
 }
 
@@ -354,15 +364,13 @@ async fn a6_a_job_is_cancelled_from_the_page() {
 async fn t43_t50_hostile_names_and_words_are_text_and_nothing_else() {
     let office = Office::open().await;
     let script = "<img src=x onerror=\"globalThis.owned=1\"><script>globalThis.owned=1</script>";
-    let hostile = Registration::new()
-        .name(format!("{script}\u{202e}gnp.\u{2066}"))
-        .model("'\"><svg onload=globalThis.owned=1>")
-        .location("javascript:globalThis.owned=1//{{7*7}}".to_owned() + &"\u{200b}W".repeat(100))
-        .format("application/pdf");
-    let printer = office.printer("__proto__", hostile).await;
+    let name = format!("{script}\u{202e}gnp.\u{2066}");
+    let location = "javascript:globalThis.owned=1//{{7*7}}".to_owned() + &"\u{200b}W".repeat(100);
+    let about = [&*name, "'\"><svg onload=globalThis.owned=1>", &location];
+    let mut printer = office.printer("__proto__", about, None).await;
     let document = office.document("<b>x.pdf", 10_000);
     let (address, key) = (office.address, office.key.clone());
-    printer.jam(true);
+    printer.jam();
     story(move || {
         let mut person = Person::new(address);
         person.open(375, "light");
@@ -405,13 +413,13 @@ async fn a6_the_page_is_accessible_and_fits_wide_and_narrow_light_and_dark() {
         ("p-3", "Design studio A3", "Plotmaster 9000 Pro", "Annex, room 12"),
         ("p-4", "Warehouse labels", "ZT-230", "Hall 3"),
     ] {
-        printers.push(office.printer(id, office_printer(name, model, location)).await);
+        let speed = (id == "p-4").then_some(50_000);
+        printers.push(office.printer(id, [name, model, location], speed).await);
     }
     let away = printers.remove(2);
     story(|| away.leave()).await;
     let document = office.document("Quarterly report 2026.pdf", 3_400_000);
-    printers[1].jam(true);
-    printers[2].stop_after(1_000_000);
+    printers[1].jam();
     let (address, key) = (office.address, office.key.clone());
     story(move || {
         let mut person = Person::new(address);

@@ -1,107 +1,67 @@
-//! A printer that is a device of the relay, made with the SDK: it prints into a folder, and stops where it is told to.
+//! Virtual printers as processes, each with a folder for what it prints.
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
-    },
-    time::Duration,
 };
 
-use device_sdk::{App, Device, HandlerError, Job, Registration};
-use tokio::{io::AsyncWriteExt, runtime::Runtime};
+use crate::programs::Program;
 
-/// What it is at.
-#[derive(Debug, Default)]
-struct Works {
-    jammed: AtomicBool,
-    /// Bytes after which it takes no more.
-    stops_after: AtomicU64,
-    taken: AtomicU64,
-}
+const PRINTER: &str = env!("CARGO_BIN_EXE_virtual-printer");
 
-/// A printer on a runtime of its own, which can be gone from one moment to the next.
-#[derive(Debug)]
+/// A virtual printer that is online.
 pub(crate) struct Printer {
-    works: Arc<Works>,
-    device: Device,
-    runtime: Option<Runtime>,
+    program: Program,
+    out: PathBuf,
 }
 
 impl Printer {
-    pub(crate) fn start(relay: &str, id: &str, pin: &str, registration: Registration, out: &Path) -> Self {
-        let works = Arc::new(Works::default());
-        works.stops_after.store(u64::MAX, SeqCst);
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let (printing, ready, out) = (works.clone(), works.clone(), out.to_owned());
-        let print = App::new("print", move |job| print(job, printing.clone(), out.clone()));
-        let jam = "paper jam in tray 2";
-        let print = print.ready(move || match ready.jammed.load(SeqCst) {
-            true => Err(HandlerError::device_error(jam)),
-            false => Ok(()),
-        });
-        let builder = Device::builder(relay, id).registration(registration).pin(pin).app(print);
-        let device = runtime.block_on(builder.start()).unwrap();
-        Self { works, device, runtime: Some(runtime) }
+    /// Starts one. `speed` is in bytes a second; none is as fast as it can.
+    pub(crate) fn start(relay: &str, id: &str, pin: &str, out: &Path, speed: Option<u32>) -> Self {
+        let folder = out.to_str().unwrap();
+        let mut arguments = vec!["--relay", relay, "--id", id, "--pin", pin, "--out", folder];
+        let speed = speed.map(|speed| speed.to_string());
+        arguments.extend(speed.iter().flat_map(|speed| ["--speed", speed]));
+        let mut program = Program::start(PRINTER, &arguments);
+        program.line("online");
+        Self { program, out: out.to_owned() }
     }
 
-    pub(crate) fn jam(&self, jammed: bool) {
-        self.works.jammed.store(jammed, SeqCst);
+    /// Paper is stuck in it.
+    pub(crate) fn jam(&mut self) {
+        self.program.press("jam");
+        self.program.line("paper jam");
     }
 
-    /// From now on it takes so many bytes of each job.
-    pub(crate) fn stop_after(&self, bytes: u64) {
-        self.works.taken.store(0, SeqCst);
-        self.works.stops_after.store(bytes, SeqCst);
+    /// Somebody took the paper out.
+    pub(crate) fn clear(&mut self) {
+        self.program.press("clear");
+        self.program.line("ready");
     }
 
-    /// How many bytes it took since.
-    pub(crate) fn taken(&self) -> u64 {
-        self.works.taken.load(SeqCst)
+    /// Bytes of the job that it is at.
+    pub(crate) fn at_work(&self) -> u64 {
+        self.files("part").iter().map(|path| path.metadata().map_or(0, |about| about.len())).sum()
+    }
+
+    /// What it printed, job by job.
+    pub(crate) fn printed(&self) -> Vec<Vec<u8>> {
+        self.files("pdf").iter().map(|path| fs::read(path).unwrap()).collect()
+    }
+
+    fn files(&self, ending: &str) -> Vec<PathBuf> {
+        let files = fs::read_dir(&self.out).into_iter().flatten().flatten().map(|entry| entry.path());
+        files.filter(|path| path.extension().is_some_and(|found| found == ending)).collect()
     }
 
     /// Says goodbye and goes.
-    pub(crate) fn leave(mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.block_on(self.device.clone().shutdown(Duration::from_secs(5)));
-            runtime.shutdown_background();
-        }
+    pub(crate) fn leave(self) {
+        self.program.signal("-TERM");
+        assert!(self.program.end().0.success());
     }
 
     /// Is gone without a word.
-    pub(crate) fn vanish(mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
+    pub(crate) fn vanish(self) {
+        self.program.kill();
     }
-}
-
-impl Drop for Printer {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
-async fn print(mut job: Job, works: Arc<Works>, out: PathBuf) -> Result<(), HandlerError> {
-    let ticket = job.ticket().await?;
-    let mut file = tokio::fs::File::create(out.join(job.id().as_str())).await?;
-    let mut all = 0;
-    while let Some(bytes) = job.next().await? {
-        file.write_all(&bytes).await?;
-        all += bytes.len() as u64;
-        works.taken.store(all, SeqCst);
-        if all >= works.stops_after.load(SeqCst) {
-            job.cancelled().await;
-            return Err(HandlerError::other("cancelled", "nobody wants it"));
-        }
-    }
-    file.sync_all().await?;
-    let told = format!("{:?} {:?}", ticket.user.as_deref(), ticket.job_name.as_deref());
-    fs::write(out.join(format!("{}.ticket", job.id())), told)?;
-    Ok(())
 }
