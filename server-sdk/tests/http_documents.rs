@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use data_encoding::BASE64;
 use http_support::Rig;
-use job_support::{Caller, document, done, offered, part, printer, read_all};
+use job_support::{Caller, document, done, error, offered, part, printer, read_all};
 use relay_core::{
     app::{Digest, Source, print::PrintTicket},
     store::MemoryStore,
@@ -99,6 +99,11 @@ async fn a6_a_kept_document_is_printed_as_often_as_wanted() {
         refuse("doc", b"body", &key).await.expect(400, "bad-request");
         let other = rig.key(&[]).await;
         refuse("doc", b"", &other).await.expect(404, "unknown-document");
+        // A jam is said as for any other document.
+        let mut caller = Caller::start(&rig, "POST", path, &key, &[], Some(0)).await;
+        let (id, _) = offered(&mut device).await;
+        error(&mut device, &id, "device-error", "paper jam").await;
+        caller.status().await.expect(409, "device-error");
         // Deleted while it is being printed, it is printed all the same.
         let mut caller = Caller::start(&rig, "POST", path, &key, &[], Some(0)).await;
         let (id, _) = offered(&mut device).await;

@@ -281,6 +281,23 @@ async fn f32_an_upload_that_goes_on_elsewhere_is_taken_from_a_connection_that_ha
 }
 
 #[tokio::test]
+async fn f32_an_upload_can_be_taken_over_before_the_device_opened() {
+    let rig = Rig::start().await;
+    let mut device = printer(&rig, "d", "").await;
+    let key = rig.key(&[]).await;
+    let mut first = Caller::print(&rig, "d", "", &key, 10).await;
+    let (id, _) = offered(&mut device).await;
+    let mut second = Caller::resume(&rig, id.as_str(), &key, 0, 10).await;
+    first.status().await.expect(409, "conflict");
+    let (_, ()) = tokio::join!(part(&rig, &device.token, &id, "bytes=0-"), async {
+        second.accepted().await;
+        second.wire.send(&document(10)).await;
+    });
+    done(&mut device, &id).await;
+    assert_eq!(second.last().await["state"], "completed");
+}
+
+#[tokio::test]
 async fn a4_an_upload_that_nobody_goes_on_with_ends_the_job_and_the_device_is_told() {
     let rig = Rig::with(|config| config.spool.upload_resume = Duration::from_millis(300)).await;
     let mut device = printer(&rig, "d", "").await;

@@ -90,7 +90,7 @@ pub(super) fn start(
                 return Err(problem);
             }
         };
-        let reply = open(&app, &tracked.0, uploading, intake, wait).await;
+        let reply = open(&app, &tracked.0, uploading, intake, false, wait).await;
         tracked.opened();
         reply
     }
@@ -307,18 +307,30 @@ impl Drop for HangUp {
     }
 }
 
-/// Waits until the device opened the app; then the upload goes on, and the answer tells of all.
+/// Waits until the device opened the app; then the upload goes on, and the answer tells of all. Of a job that had begun
+/// before it was asked for, it tells the end, too, and how it went is no error of this call.
 pub(super) async fn open(
     app: &Arc<App>,
     tracked: &Arc<Tracked>,
-    uploading: Option<Uploading>,
+    mut uploading: Option<Uploading>,
     mut intake: Intake,
+    begun: bool,
     wait: Option<Duration>,
 ) -> Result<Reply, Problem> {
-    let report = tracked.opened().await;
+    let replaced = async {
+        match &mut uploading {
+            Some(uploading) => uploading.not_wanted().await,
+            None => std::future::pending().await,
+        }
+    };
+    let report = tokio::select! {
+        biased;
+        report = tracked.opened() => report,
+        () = replaced => return Err(elsewhere().of_request(Some(tracked.id.clone())).closing()),
+    };
     if let Some((outcome, end)) = &report.end
         && end.state() != JobState::Completed
-        && uploading.is_some()
+        && !begun
     {
         return Err(problem_of(end, *outcome, &tracked.id).closing());
     }
@@ -384,8 +396,7 @@ async fn upload(
                 if tracked.report().borrow().end.is_some() {
                     return Ok(());
                 }
-                let words = "the upload is gone on with on another connection";
-                return Err(Cut::Because(Problem::new(Code::Conflict, words)));
+                return Err(Cut::Because(elsewhere()));
             }
             next = intake.next() => next,
         };
@@ -419,6 +430,10 @@ async fn upload(
             }
         }
     }
+}
+
+fn elsewhere() -> Problem {
+    Problem::new(Code::Conflict, "the upload is gone on with on another connection")
 }
 
 /// The document cannot be taken: the job is over.

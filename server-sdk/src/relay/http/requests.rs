@@ -150,6 +150,7 @@ async fn go_on(
     offset: u64,
     intake: Intake,
 ) -> Result<Reply, Problem> {
+    let begun = tracked.report().borrow().update.state > JobState::Offered;
     let uploading = tracked.take_upload().await;
     let there = tracked.offset();
     if there.is_none() && !intake.is_empty() {
@@ -166,5 +167,5 @@ async fn go_on(
         let words = "the relay has all of the document, or another upload of it does not end";
         return Err(Problem::new(Code::Conflict, words).with_offset(offset));
     }
-    jobs::open(app, tracked, uploading, intake, None).await
+    jobs::open(app, tracked, uploading, intake, begun, None).await
 }
