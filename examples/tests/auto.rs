@@ -11,7 +11,7 @@ mod wall;
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use device_sdk::{Device, Event, Events, Router, Transport};
@@ -22,7 +22,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use wall::{Upgrades, Wall};
 
@@ -44,7 +44,7 @@ async fn device(via: SocketAddr, token: &str) -> Device {
         .unwrap()
 }
 
-async fn until(events: &mut Events, wanted: impl Fn(&Event) -> bool) -> Event {
+async fn until(events: &mut Events, wanted: impl Fn(&Event) -> bool + Send) -> Event {
     let found = async {
         loop {
             let event = events.next().await.expect("the device is there");

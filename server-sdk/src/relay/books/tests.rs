@@ -43,7 +43,7 @@ fn entry(name: &str, value: &str) -> Book {
 async fn eventually(mut holds: impl FnMut() -> bool) {
     let waiting = async {
         while !holds() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            sleep(Duration::from_millis(2)).await;
         }
     };
     timeout(PATIENCE, waiting).await.expect("the condition comes to hold");
