@@ -42,6 +42,8 @@
 //!
 //! # Where to go on
 //!
+//! Services send work to an [`App`]: a document to print, say. One handler does it, whatever carries the data.
+//!
 //! The [`guide`] goes through all of it. [`Router`] and [`Handler`] for what the device does, [`Builder`] for its settings, [`Device`] for what can be said to
 //! it while it runs. A transport of another kind is a [`relay_core::transport::Connector`], given to
 //! [`Builder::connector`].
@@ -57,7 +59,7 @@
 //!
 //! # What it is not
 //!
-//! It listens on no port, and calls nobody but its relay.
+//! It listens on no port, and calls nobody but its relay, and whom its user has it call ([`Device::pull`]).
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 #[doc = include_str!("../../docs/device.md")]

@@ -436,3 +436,73 @@ fn other_methods_are_summed_up_for_logs() {
     assert_eq!(summary(&Method::get(), &[object(1)]), "GET 1.1");
     assert_eq!(summary(&Method::get(), &[object(1), object(2), object(3)]), "GET 1.1 and 2 more");
 }
+
+fn offer(rig: &mut Rig, n: usize) -> Vec<Output> {
+    let app = relay_core::ids::AppName::new("print").unwrap();
+    let offer = relay_core::app::Offer::new(app, None);
+    let request = Arc::new(Request::job(DeviceId::new("printer-1").unwrap(), offer));
+    let deadline = rig.now + Duration::from_secs(30);
+    rig.input(Input::Request { id: id(n), request, deadline })
+}
+
+fn is_offer(outputs: &[Output]) -> bool {
+    matches!(outputs, [Output::Offer { .. }])
+}
+
+#[test]
+fn s5_jobs_run_at_once_and_take_no_handlers_place() {
+    let mut config = LedgerConfig::new(RespondBy::Session);
+    config.concurrency = 1;
+    let mut rig = Rig::with(config);
+    for n in 0..3 {
+        assert!(is_offer(&offer(&mut rig, n)));
+    }
+    assert_eq!(runs(&rig.request(3)), [id(3)]);
+    assert!(runs(&rig.request(4)).is_empty());
+    rig.finished(0, Response::ok());
+    assert_eq!(runs(&rig.finished(3, text("83"))), [id(4)], "a job that ends gives no place away");
+}
+
+#[test]
+fn a3_a_jobs_time_is_its_apps() {
+    let mut rig = Rig::new(RespondBy::Session);
+    rig.input(Input::SessionUp { max_body: 1000, respond_by: RespondBy::Session });
+    assert!(is_offer(&offer(&mut rig, 0)));
+    assert_eq!(rig.wake(), [Output::Push(Envelope::Received { id: id(0) })]);
+    assert_eq!(rig.wake, None, "no deadline");
+    rig.now += Duration::from_secs(24 * 3600);
+    let answered = rig.finished(0, Response::ok());
+    assert!(matches!(&answered[..], [Output::Push(Envelope::Response { .. })]), "{answered:?}");
+}
+
+#[test]
+fn f32_a_job_that_is_done_is_not_run_again_and_one_that_came_to_nothing_is() {
+    let mut rig = Rig::new(RespondBy::Http);
+    assert!(is_offer(&offer(&mut rig, 0)));
+    assert!(matches!(&offer(&mut rig, 0)[..], [Output::OfferedAgain { .. }]), "it is at work");
+    assert!(matches!(&rig.finished(0, Response::ok())[..], [Output::Deliver(..)]));
+    rig.delivered(0, Ok(Verdict::Accepted));
+    assert!(matches!(&offer(&mut rig, 0)[..], [Output::Deliver(..)]), "its answer again");
+    // Nobody wanted it any more.
+    assert!(is_offer(&offer(&mut rig, 1)));
+    assert_eq!(rig.input(Input::Cancel { id: id(1) }), [Output::Cancel(id(1))]);
+    assert!(rig.input(Input::Unwanted { id: id(1) }).is_empty());
+    assert!(is_offer(&offer(&mut rig, 1)), "offered again, it runs again");
+    // Cancelled too late: it was done.
+    rig.input(Input::Cancel { id: id(1) });
+    assert!(rig.finished(1, Response::ok()).is_empty(), "nobody waits for the answer");
+    assert!(matches!(&offer(&mut rig, 1)[..], [Output::Deliver(..)]));
+}
+
+#[test]
+fn a3_the_relay_says_stop_on_the_session() {
+    let mut rig = Rig::new(RespondBy::Http);
+    assert!(is_offer(&offer(&mut rig, 0)));
+    assert_eq!(rig.input(Input::Close { id: id(0) }), [Output::Cancel(id(0))]);
+    assert!(is_offer(&offer(&mut rig, 1)));
+    rig.finished(1, Response::ok());
+    assert!(rig.input(Input::Close { id: id(1) }).is_empty(), "its end is still owed");
+    assert!(rig.ledger.owes());
+    rig.request(2);
+    assert!(rig.input(Input::Close { id: id(2) }).is_empty(), "no job");
+}
