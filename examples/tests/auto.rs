@@ -44,7 +44,7 @@ async fn device(via: SocketAddr, token: &str) -> Device {
         .unwrap()
 }
 
-async fn until(events: &mut Events, wanted: impl Fn(&Event) -> bool + Send) -> Event {
+async fn until(events: &mut Events, wanted: impl Fn(&Event) -> bool + Sync) -> Event {
     let found = async {
         loop {
             let event = events.next().await.expect("the device is there");
