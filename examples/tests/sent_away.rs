@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use device_sdk::{Device, Event, Events, Router};
+use device_sdk::{Device, Event, Events, Router, Transport};
 use host::Host;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -112,6 +112,7 @@ async fn sent(host: &Host, allowed: &[&str], to: &str) -> (Device, Leaving, bool
         .token(host.enrol("printer-1").await)
         .router(Router::new().get("toner", || async { Ok(83) }))
         .allow_relays(allowed.iter().copied())
+        .transport(Transport::Bosh)
         .start()
         .await
         .unwrap();
