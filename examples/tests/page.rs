@@ -322,7 +322,7 @@ async fn a6_a_document_kept_on_the_server_is_printed_without_being_sent_again() 
                     then((answer) => answer.status)";
         assert_eq!(person.evaluate(kept), 201);
         person.reload();
-        person.clicks(".sources label", "Kept on the server");
+        person.clicks(".sources label", "On the server");
         person.finds_it_accessible();
         person.keeps_picture("kept-375-light");
         person.clicks(".printer", "Copy room");

@@ -155,13 +155,25 @@ function source() {
 
 $("sources").addEventListener("change", () => {
   source();
+  nameHint();
   fault("document", "");
 });
+
+$("document").addEventListener("change", () => {
+  nameHint();
+  fault("document", "");
+});
+
+/** A job is called after its document, unless somebody says otherwise. */
+function nameHint() {
+  const what = source() === "kept" ? keptDocument() : ownDocument();
+  $("job-name").placeholder = what?.name ?? "The document’s name";
+}
 
 $("file").addEventListener("change", () => {
   const file = $("file").files[0];
   $("file-hint").textContent = file ? `${size(file.size)}, ready to print.` : "Choose a file, or drop one here.";
-  $("job-name").placeholder = file ? plain(file.name, 128) : "The file’s name";
+  nameHint();
   if (file) fault("document", "");
 });
 

@@ -112,7 +112,9 @@ class Job {
       });
       const end = await this.#call.done;
       if (end.state === "failed") throw new Problem(end.code ?? "device-failed", end.detail ?? "", end);
-      if (end.state === "cancelled") this.#end("cancelled", "Cancelled");
+      // Without its ID a job is not cancelled but abandoned, which the relay takes for a while as a broken upload.
+      const held = !this.#request && what.size;
+      if (end.state === "cancelled") this.#end("cancelled", held ? "Cancelled. The printer may wait for it for a minute." : "Cancelled");
       else this.#end("completed", what.size ? `Printed, ${size(what.size)}` : "Printed");
     } catch (problem) {
       const known = problem instanceof Problem ? problem : new Problem("interrupted");
