@@ -33,7 +33,7 @@ struct Options {
     /// How it keeps its session.
     #[arg(long, env = "RELAY_TRANSPORT", value_enum, default_value_t = Transport::Auto)]
     transport: Transport,
-    /// The HTTP proxy that it goes through: http://[user:password@]host[:port]. What the environment says without it.
+    /// The HTTP proxy that it goes through, such as `http://user:password@proxy:3128`. What the environment says without it.
     #[arg(long, env = "RELAY_PROXY", value_name = "URL", hide_env_values = true)]
     proxy: Option<String>,
     /// Where it keeps its credential and settings. In memory alone without it.
