@@ -181,7 +181,7 @@ impl Nginx {
             .map(|kind| format!("{kind}_temp_path {at}/{kind};\n"))
             .collect();
         let config = format!(
-            "daemon off; worker_processes 1; pid {at}/pid; error_log {at}/error.log;
+            "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log;
             events {{ worker_connections 128; }}
             http {{
                 access_log {at}/access.log;
