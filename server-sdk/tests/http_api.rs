@@ -361,8 +361,16 @@ async fn health_and_counters_can_be_asked() {
 #[tokio::test]
 async fn paths_and_methods_that_are_none_are_told_apart() {
     let rig = Rig::start().await;
-    for path in ["/", "/v1", "/v1/", "/v2/devices", "/v1/devices/d/x", "/v1/requests/x", "/healthz/x", "/ws"]
-    {
+    for path in [
+        "/x",
+        "/v1",
+        "/v1/",
+        "/v2/devices",
+        "/v1/devices/d/x",
+        "/v1/requests/x/y",
+        "/healthz/x",
+        "/console/x",
+    ] {
         rig.get(path, &rig.admin).await.expect(404, "not-found");
     }
     for (method, path, allow) in [
