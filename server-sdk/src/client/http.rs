@@ -228,7 +228,10 @@ impl Http {
             (..400, _) => Err(not_the_relay(status, &about)),
             _ => {
                 let body = self.body(response).await.map_err(|error| {
-                    error.with_status(status).with_request_id(about.request_id.clone()).with_outcome(about.outcome)
+                    error
+                        .with_status(status)
+                        .with_request_id(about.request_id.clone())
+                        .with_outcome(about.outcome)
                 })?;
                 Err(about.error(status, &body))
             }

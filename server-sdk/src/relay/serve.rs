@@ -178,8 +178,11 @@ impl Server {
         let (ws_manager, ws) = WsManager::new(config.ws, Arc::new(auth.clone()));
         let directory = Directory::new(auth.clone()).await?;
         let room = config.http.max_connections.unwrap_or_else(|| listen::room(descriptors()));
-        let spool = Spool::open(data, config.spool)
-            .map_err(|(path, source)| FolderError::Io { what: "make", path, source })?;
+        let spool = Spool::open(data, config.spool).map_err(|(path, source)| FolderError::Io {
+            what: "make",
+            path,
+            source,
+        })?;
         let holds = |key: &_| auth.keys().iter().any(|known| known.id == *key);
         let documents = Documents::load(spool.clone(), holds).await.map_err(ServeError::Documents)?;
         let jobs = Arc::new(Jobs::new(spool, finished_for, finished_max));
