@@ -226,7 +226,10 @@ async fn take(store: &dyn Store, step: &Step, now: u64) -> String {
                 found.extend(page.items);
                 after = page.next;
                 if after.is_none() {
-                    return format!("{found:?} {:?}", store.lacking_books(id).await.unwrap());
+                    return format!(
+                        "{found:?} {:?}",
+                        store.lacking_books(std::slice::from_ref(id)).await.unwrap()
+                    );
                 }
             }
         }

@@ -295,10 +295,19 @@ impl Store for MemoryStore {
         Ok(page(lacking.map(|(id, _)| (id.clone(), id.clone())), limit))
     }
 
-    async fn lacking_books(&self, device: &DeviceId) -> Result<Vec<(BookKey, Version)>, StoreError> {
+    async fn lacking_books(
+        &self,
+        devices: &[DeviceId],
+    ) -> Result<Vec<(DeviceId, BookKey, Version)>, StoreError> {
         let inner = self.lock();
-        let stored = inner.devices.get(device).filter(|stored| takes_books(&stored.own.apps));
-        Ok(stored.map_or_else(Vec::new, |stored| inner.books.lacking(device, stored.agreed.keys())))
+        let sharing = devices.iter().filter_map(|device| {
+            let stored = inner.devices.get(device).filter(|stored| takes_books(&stored.own.apps))?;
+            Some((device, inner.books.lacking(device, stored.agreed.keys())))
+        });
+        let lacking = sharing.flat_map(|(device, books)| {
+            books.into_iter().map(|(book, version)| (device.clone(), book, version))
+        });
+        Ok(lacking.collect())
     }
 }
 

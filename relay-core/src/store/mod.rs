@@ -160,9 +160,13 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         limit: usize,
     ) -> Result<Page<DeviceId>, StoreError>;
 
-    /// The address books that `device` shares and has another version of than the current one, or none, with the
-    /// current version; [`MAX_PAGE`] at most.
-    async fn lacking_books(&self, device: &DeviceId) -> Result<Vec<(BookKey, Version)>, StoreError>;
+    /// The address books that `devices` share and have another version of than the current one, or none: who lacks
+    /// which, with the current version; [`MAX_PAGE`] at most for each. Asked for every device that comes, so of many at
+    /// once when many come.
+    async fn lacking_books(
+        &self,
+        devices: &[DeviceId],
+    ) -> Result<Vec<(DeviceId, BookKey, Version)>, StoreError>;
 }
 
 /// What came of a registration.

@@ -38,6 +38,8 @@ const STRIPES: usize = 64;
 const TRIES: usize = 8;
 /// Questions to the store at once.
 const LOOKS: usize = 2;
+/// Devices that one of them is about at most: when many come at once, a question costs more than its answer.
+const LOOKED_AT_ONCE: usize = 64;
 /// How long the store is left alone that did not answer one.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -333,9 +335,11 @@ impl Inner {
                     inner.look_at_book(&book).await;
                     drop(permit);
                 });
-            } else if let Some(device) = desk.devices.pop_first() {
+            } else {
+                let devices: Vec<DeviceId> =
+                    std::iter::from_fn(|| desk.devices.pop_first()).take(LOOKED_AT_ONCE).collect();
                 tasks.spawn(async move {
-                    inner.look_at_device(&device).await;
+                    inner.look_at_devices(devices).await;
                     drop(permit);
                 });
             }
@@ -358,7 +362,7 @@ impl Inner {
             loop {
                 let page = self.store.lacking_devices(book, after.as_ref(), MAX_PAGE).await?;
                 for device in &page.items {
-                    self.lacks(device, [(book.clone(), record.version)]);
+                    self.lacks(device, book, record.version);
                 }
                 after = page.next;
                 if after.is_none() {
@@ -374,19 +378,22 @@ impl Inner {
         }
     }
 
-    async fn look_at_device(&self, device: &DeviceId) {
-        match self.store.lacking_books(device).await {
-            Ok(books) if books.is_empty() => {}
-            Ok(books) => self.lacks(device, books),
+    async fn look_at_devices(&self, devices: Vec<DeviceId>) {
+        match self.store.lacking_books(&devices).await {
+            Ok(lacking) => {
+                for (device, book, version) in lacking {
+                    self.lacks(&device, &book, version);
+                }
+            }
             Err(error) => {
-                tracing::warn!(%error, %device, "which address books this device lacks is asked again");
+                tracing::warn!(%error, devices = devices.len(), "which address books devices lack is asked again");
                 sleep(LOOK_AGAIN).await;
-                self.desk().devices.insert(device.clone());
+                self.desk().devices.extend(devices);
             }
         }
     }
 
-    fn lacks(&self, device: &DeviceId, books: impl IntoIterator<Item = (BookKey, Version)>) {
+    fn lacks(&self, device: &DeviceId, book: &BookKey, version: Version) {
         let mut desk = self.desk();
         // Looked at under the lock: a change of presence after this moment comes to the machine after it.
         if !self.is_online(device) {
@@ -395,9 +402,7 @@ impl Inner {
         if !desk.machine.knows(device) {
             desk.machine.online(device);
         }
-        for (book, version) in books {
-            desk.machine.lacks(device, &book, version);
-        }
+        desk.machine.lacks(device, book, version);
         drop(desk);
         self.news.notify_one();
     }
@@ -458,8 +463,8 @@ impl Inner {
         book: &BookKey,
     ) -> Result<Option<(Version, Parcel)>, StoreError> {
         for _ in 0..TRIES {
-            let lacking = self.store.lacking_books(device).await?;
-            let Some((_, version)) = lacking.into_iter().find(|(lacking, _)| lacking == book) else {
+            let lacking = self.store.lacking_books(std::slice::from_ref(device)).await?;
+            let Some((.., version)) = lacking.into_iter().find(|(_, lacking, _)| lacking == book) else {
                 return Ok(None);
             };
             let shared = self.desk().parcels.get(book).and_then(|shared| shared.parcel.clone());

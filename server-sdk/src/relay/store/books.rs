@@ -164,8 +164,15 @@ pub(super) fn lacking_devices(
 
 pub(super) fn lacking_books(
     connection: &Connection,
-    device: &DeviceId,
-) -> rusqlite::Result<Vec<(BookKey, Version)>> {
+    devices: &[DeviceId],
+) -> rusqlite::Result<Vec<(DeviceId, BookKey, Version)>> {
+    let mut lacking = Vec::new();
+    // Most relays have no books, and all their devices are asked about.
+    let any: bool =
+        connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM book)")?.query_row([], |row| row.get(0))?;
+    if !any {
+        return Ok(lacking);
+    }
     let mut statement = connection.prepare_cached(&format!(
         "SELECT b.account_spelling, b.spelling, b.version FROM device AS d
          JOIN agreement AS a ON a.device = d.id
@@ -175,7 +182,12 @@ pub(super) fn lacking_books(
          ORDER BY b.account, b.id LIMIT :limit"
     ))?;
     let limit = i64::try_from(MAX_PAGE).unwrap_or(i64::MAX);
-    let wanted = named_params! {":device": device.folded(), ":app": APP, ":limit": limit};
-    let books = statement.query_map(wanted, |row| Ok((key(row, 0)?, version(row, 2)?)))?;
-    books.collect()
+    for device in devices {
+        let wanted = named_params! {":device": device.folded(), ":app": APP, ":limit": limit};
+        let mut books = statement.query(wanted)?;
+        while let Some(row) = books.next()? {
+            lacking.push((device.clone(), key(row, 0)?, version(row, 2)?));
+        }
+    }
+    Ok(lacking)
 }

@@ -241,9 +241,12 @@ impl Store for SqliteStore {
         self.read(move |connection| books::lacking_devices(connection, &book, after.as_ref(), limit)).await
     }
 
-    async fn lacking_books(&self, device: &DeviceId) -> Result<Vec<(BookKey, Version)>, StoreError> {
-        let device = device.clone();
-        self.read(move |connection| books::lacking_books(connection, &device)).await
+    async fn lacking_books(
+        &self,
+        devices: &[DeviceId],
+    ) -> Result<Vec<(DeviceId, BookKey, Version)>, StoreError> {
+        let devices = devices.to_vec();
+        self.read(move |connection| books::lacking_books(connection, &devices)).await
     }
 }
 
