@@ -5,7 +5,7 @@ mod http_support;
 
 use std::time::Duration;
 
-use http_support::{Rig, device_id, eventually, head};
+use http_support::{PATIENCE, Rig, device_id, eventually, head};
 use relay_core::{Body, Response, envelope::Envelope, relay::State, request::Status, transport::EndReason};
 
 #[tokio::test]
@@ -300,6 +300,17 @@ async fn f5_a_service_that_hangs_up_cancels_its_request() {
     let path = format!("/v1/requests/{asked}/response");
     rig.call("POST", &path, &device.token, &[], b"").await.expect(410, "too-late");
     assert_eq!(rig.relay.in_flight(), 0);
+
+    let metrics = async || String::from_utf8(rig.get("/metrics", &key).await.body).unwrap();
+    let counted = "relay_requests_total{outcome=\"cancelled\"} 1";
+    tokio::time::timeout(PATIENCE, async {
+        while !metrics().await.lines().any(|line| line == counted) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("it is counted");
+    assert!(metrics().await.contains("relay_request_duration_seconds_count 1\n"));
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ use relay_core::{
     store::json::{InvalidJson, Limits, parse},
 };
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::{
     App, Call, RELAY_OUTCOME, RELAY_REQUEST_ID, access,
@@ -158,12 +159,12 @@ fn counted(
     app: Arc<App>,
     understood: impl Future<Output = Result<Ready, Problem>> + Send,
 ) -> impl Future<Output = Result<Reply, Problem>> + Send {
-    let start = now();
+    let mut count = Count { app, start: now(), outcome: None };
     // In a box of its own, which is gone while the answer is awaited: that wait is to cost little.
     let understood = Box::pin(understood);
     async move {
         let result = match understood.await {
-            Ok(Ready { call, applied, ticket }) => match app.relay.request(call).await {
+            Ok(Ready { call, applied, ticket }) => match count.app.relay.request(call).await {
                 Ok(answer) => reply(answer.id, answer.response, applied).map(|mut reply| {
                     reply.body_mut().hold(ticket);
                     reply
@@ -173,9 +174,27 @@ fn counted(
             Err(problem) => Err(problem),
         };
         let result = result.map_err(Problem::of_call);
-        let outcome = result.as_ref().map_or_else(Problem::outcome, |_| Outcome::Answered);
-        app.metrics.call(outcome, start.elapsed());
+        count.outcome = Some(result.as_ref().map_or_else(Problem::outcome, |_| Outcome::Answered));
+        drop(count);
         result
+    }
+}
+
+/// Counts a call as it goes, also if its caller goes first.
+struct Count {
+    app: Arc<App>,
+    start: Instant,
+    /// `None` until there is one.
+    outcome: Option<Outcome>,
+}
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        let took = self.start.elapsed();
+        match self.outcome {
+            Some(outcome) => self.app.metrics.call(outcome, took),
+            None => self.app.metrics.cancelled(took),
+        }
     }
 }
 

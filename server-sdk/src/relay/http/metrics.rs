@@ -49,6 +49,8 @@ pub(super) struct Metrics {
     pub(super) watchers_behind: AtomicU64,
     /// `relay_requests_total{outcome}`
     outcomes: [AtomicU64; OUTCOMES.len()],
+    /// `relay_requests_total{outcome="cancelled"}`
+    cancelled: AtomicU64,
     /// `relay_responses_total{disposition}`
     dispositions: [AtomicU64; DISPOSITIONS.len()],
     /// `relay_request_duration_seconds`: buckets, and one for what is longer
@@ -68,6 +70,16 @@ impl Metrics {
         if let Some(at) = OUTCOMES.iter().position(|&one| one == outcome) {
             self.outcomes[at].fetch_add(1, Relaxed);
         }
+        self.took(took);
+    }
+
+    /// A call whose caller hung up before there was an outcome.
+    pub(super) fn cancelled(&self, took: Duration) {
+        self.cancelled.fetch_add(1, Relaxed);
+        self.took(took);
+    }
+
+    fn took(&self, took: Duration) {
         let ms = took.as_millis();
         let at = BUCKETS.iter().position(|&bound| ms <= u128::from(bound)).unwrap_or(BUCKETS.len());
         self.durations[at].fetch_add(1, Relaxed);
@@ -131,6 +143,7 @@ impl Metrics {
         for (outcome, counter) in OUTCOMES.iter().zip(&self.outcomes) {
             text.line("relay_requests_total", &format!("{{outcome=\"{outcome}\"}}"), counter.load(Relaxed));
         }
+        text.line("relay_requests_total", "{outcome=\"cancelled\"}", self.cancelled.load(Relaxed));
         text.head("relay_responses_total", "counter", "Responses by HTTP, by the verdict on them.");
         for (disposition, counter) in DISPOSITIONS.iter().zip(&self.dispositions) {
             let label = format!("{{disposition=\"{}\"}}", disposition.as_str());
