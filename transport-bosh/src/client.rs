@@ -32,7 +32,7 @@ mod driver;
 mod session;
 
 pub use self::{
-    connector::BoshConnector,
+    connector::{BoshConnector, IdleWatch},
     session::{XmppClient, XmppSession},
 };
 pub use crate::proto::client::{ClientSettings, ClientStats, End, Granted, login::Account};

@@ -3,7 +3,8 @@
 use std::{
     collections::VecDeque,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -40,6 +41,26 @@ pub struct BoshConnector {
     exchange: Arc<dyn Exchange>,
     settings: ClientSettings,
     resource: Option<String>,
+    watch: Option<Arc<dyn IdleWatch>>,
+    /// Of all clones.
+    live: Arc<Mutex<Live>>,
+}
+
+/// Hears how connections fare on which requests are held. Called by a session's task, under no lock: returns at once.
+pub trait IdleWatch: fmt::Debug + Send + Sync + 'static {
+    /// An answer came over a connection that was idle for so long.
+    fn survived(&self, idle: Duration);
+    /// A connection was gone after it was idle for so long, while the relay is there. `seen`: it was closed then; else it
+    /// was found dead.
+    fn cut(&self, idle: Duration, seen: bool);
+}
+
+/// What can change while a session lives.
+#[derive(Debug, Default)]
+struct Live {
+    keepalive: Option<Duration>,
+    /// The session that was opened last.
+    session: Weak<Shared>,
 }
 
 impl BoshConnector {
@@ -64,7 +85,13 @@ impl BoshConnector {
 
     /// A connector that posts over `exchange`.
     pub fn over(exchange: Arc<dyn Exchange>) -> Self {
-        Self { exchange, settings: ClientSettings::new("localhost"), resource: None }
+        Self {
+            exchange,
+            settings: ClientSettings::new("localhost"),
+            resource: None,
+            watch: None,
+            live: Arc::default(),
+        }
     }
 
     /// The relay's domain is `domain`.
@@ -85,7 +112,31 @@ impl BoshConnector {
     #[must_use]
     pub fn with_settings(mut self, change: impl FnOnce(&mut ClientSettings)) -> Self {
         change(&mut self.settings);
+        self.live().keepalive = self.settings.keepalive;
         self
+    }
+
+    /// Tells `watch` how the connections of all sessions fare.
+    #[must_use]
+    pub fn with_idle_watch(mut self, watch: Arc<dyn IdleWatch>) -> Self {
+        self.watch = Some(watch);
+        self
+    }
+
+    /// Changes [`ClientSettings::keepalive`], for the session that was opened last and those to come.
+    pub fn set_keepalive(&self, keepalive: Option<Duration>) {
+        let session = {
+            let mut live = self.live();
+            live.keepalive = keepalive;
+            live.session.upgrade()
+        };
+        if let Some(session) = session {
+            session.input(Input::KeepAlive(keepalive));
+        }
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -116,12 +167,19 @@ impl Connector for BoshConnector {
         };
         let device = options.device;
         let shared = Arc::clone(&driver.shared);
+        let keepalive = {
+            let mut live = self.live();
+            live.session = Arc::downgrade(&shared);
+            live.keepalive
+        };
+        shared.input(Input::KeepAlive(keepalive));
         let owner = Arc::new(Mutex::new(None));
         tokio::spawn(driver.run(Incoming {
             device: device.clone(),
             domain: self.settings.to.clone(),
             owner: Arc::clone(&owner),
             inbound: None,
+            watch: self.watch.clone(),
             pending: VecDeque::from([Event::Attached]),
             overflown: false,
         }));
@@ -243,6 +301,7 @@ struct Incoming {
     domain: String,
     owner: Owner,
     inbound: Option<Arc<dyn Inbound>>,
+    watch: Option<Arc<dyn IdleWatch>>,
     /// In order, until the owner takes it.
     pending: VecDeque<Event>,
     overflown: bool,
@@ -273,6 +332,18 @@ impl Receiver for Incoming {
 
     fn reachable(&mut self, reachable: bool) {
         self.pending.push_back(if reachable { Event::Attached } else { Event::Detached });
+    }
+
+    fn survived(&mut self, idle: Duration) {
+        if let Some(watch) = &self.watch {
+            watch.survived(idle);
+        }
+    }
+
+    fn cut(&mut self, idle: Duration, seen: bool) {
+        if let Some(watch) = &self.watch {
+            watch.cut(idle, seen);
+        }
     }
 
     fn flush(&mut self) -> bool {

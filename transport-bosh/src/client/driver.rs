@@ -108,6 +108,10 @@ pub(super) trait Receiver: Send + 'static {
     fn confirmed(&mut self, _tag: u64) {}
     /// Whether requests get through.
     fn reachable(&mut self, _reachable: bool) {}
+    /// An answer came over a connection that was idle for so long.
+    fn survived(&mut self, _idle: Duration) {}
+    /// A connection was cut after it was idle for so long.
+    fn cut(&mut self, _idle: Duration, _seen: bool) {}
     /// Hands on what is pending; whether nothing is left.
     fn flush(&mut self) -> bool;
     /// Whether more is pending than this end is willing to keep.
@@ -281,6 +285,8 @@ impl Driver {
                 Output::Alive => receiver.alive(),
                 Output::Confirmed(tag) => receiver.confirmed(tag),
                 Output::Reachable(reachable) => receiver.reachable(reachable),
+                Output::Survived { idle } => receiver.survived(idle),
+                Output::Cut { idle, seen } => receiver.cut(idle, seen),
                 Output::Ended(end) => return (None, Some(end)),
                 Output::WakeAt(at) => return (at, None),
                 other => self.obey(other),

@@ -22,7 +22,7 @@ use std::{
 use bytes::Bytes;
 use relay_core::{retry_after, xml::Element};
 
-use self::{timing::timeout, wrapper::Wrapper};
+use self::{idle::Suspected, timing::timeout, wrapper::Wrapper};
 use crate::{
     exchange::{ExchangeErrorKind, Post, Reply},
     proto::rid::Rid,
@@ -30,6 +30,7 @@ use crate::{
 };
 
 mod end;
+mod idle;
 pub mod login;
 mod scram;
 #[cfg(test)]
@@ -126,6 +127,7 @@ pub struct ClientMachine {
     gap_since: Option<Instant>,
     poll_not_before: Instant,
     not_held: u32,
+    suspected: Option<Suspected>,
     outputs: VecDeque<Output>,
     stats: ClientStats,
 }
@@ -176,6 +178,7 @@ impl ClientMachine {
             gap_since: None,
             poll_not_before: now,
             not_held: 0,
+            suspected: None,
             outputs: VecDeque::new(),
             stats: ClientStats::default(),
             settings,
@@ -219,7 +222,11 @@ impl ClientMachine {
             }
             Input::Restart => self.restart = true,
             Input::Hold(hold) => self.hold = hold,
-            Input::Refresh => self.refresh(),
+            Input::KeepAlive(keepalive) => self.settings.keepalive = keepalive,
+            Input::Refresh => {
+                self.suspect_overdue();
+                self.refresh();
+            }
             Input::Close { payload } => self.close(payload.as_ref()),
             Input::Replied { exchange, reply } => self.replied(exchange, &reply),
             Input::Failed { exchange, kind } => self.failed(exchange, kind),
@@ -303,8 +310,9 @@ impl ClientMachine {
         while !self.queue.is_empty() && self.in_window() {
             self.add_payloads(Kind::Payloads);
         }
-        // An empty request next to a held one would be overactivity (XEP-0124 §11).
-        if self.requests.is_empty() && !self.hold && self.now >= self.poll_not_before {
+        // An empty request next to a held one would be overactivity (XEP-0124 §11), but for one now and then.
+        let free = self.requests.is_empty() && !self.hold && self.now >= self.poll_not_before;
+        if free || self.nudge_at().is_some_and(|at| self.now >= at) {
             let rid = self.take_rid();
             let body = wrapper::request(&self.sid, rid, self.ack(rid), false, std::iter::empty());
             self.add(rid, Kind::Poll, body, None);
@@ -360,17 +368,35 @@ impl ClientMachine {
             .position(|request| matches!(request.state, State::Posted { exchange: e, .. } if e == exchange))
     }
 
+    /// For how long its POST has been under way.
+    fn idle(&self, i: usize) -> Duration {
+        match self.requests[i].state {
+            State::Posted { at, .. } => self.now.saturating_duration_since(at),
+            _ => Duration::ZERO,
+        }
+    }
+
     fn replied(&mut self, exchange: ExchangeId, reply: &Reply) {
         let Some(i) = self.posted(exchange) else { return };
         let creating = self.requests[i].kind == Kind::Creation;
+        let idle = self.idle(i);
         match reply.status {
             200 => match Wrapper::parse(&reply.body, self.settings.max_reply) {
-                Ok(wrapper) => self.answered(i, wrapper),
-                Err(_) => self.garbled(i),
+                Ok(wrapper) => {
+                    self.survived(idle);
+                    self.answered(i, wrapper);
+                }
+                Err(_) => {
+                    self.lost(idle, ExchangeErrorKind::Interrupted);
+                    self.garbled(i);
+                }
             },
             status if creating => self.refused(status, reply.retry_after),
             // Whatever else is not ours to say comes from something between us and the connection manager.
-            408 | 425 | 429 | 500.. | ..400 => self.try_again(i, reply.retry_after),
+            408 | 425 | 429 | 500.. | ..400 => {
+                self.lost(idle, ExchangeErrorKind::Interrupted);
+                self.try_again(i, reply.retry_after);
+            }
             status => self.refused(status, reply.retry_after),
         }
     }
@@ -382,6 +408,7 @@ impl ClientMachine {
 
     fn failed(&mut self, exchange: ExchangeId, kind: ExchangeErrorKind) {
         let Some(i) = self.posted(exchange) else { return };
+        self.lost(self.idle(i), kind);
         if self.requests[i].kind == Kind::Creation {
             // Repeated, it could make a second session: nobody would know the first one's SID.
             self.end(End::Unreachable(kind));

@@ -8,6 +8,7 @@ use super::*;
 use crate::wire::{TerminalCondition, ns};
 
 mod answers;
+mod idle;
 mod login;
 mod model;
 mod requests;
@@ -31,6 +32,13 @@ impl Posted {
     }
 }
 
+/// What became of a connection that was idle for so long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Idle {
+    Survived(Duration),
+    Cut(Duration, bool),
+}
+
 /// A machine with its clock and everything that came out of it.
 struct Rig {
     machine: ClientMachine,
@@ -40,6 +48,7 @@ struct Rig {
     payloads: Vec<Element>,
     confirmed: u64,
     reachable: Vec<bool>,
+    idle: Vec<Idle>,
     ended: Option<End>,
     wake: Option<Instant>,
 }
@@ -86,6 +95,7 @@ impl Rig {
             payloads: Vec::new(),
             confirmed: 0,
             reachable: Vec::new(),
+            idle: Vec::new(),
             ended: None,
             wake: None,
         };
@@ -121,6 +131,8 @@ impl Rig {
                 Output::Payload(payload) => self.payloads.push(payload),
                 Output::Confirmed(tag) => self.confirmed = tag,
                 Output::Reachable(reachable) => self.reachable.push(reachable),
+                Output::Survived { idle } => self.idle.push(Idle::Survived(idle)),
+                Output::Cut { idle, seen } => self.idle.push(Idle::Cut(idle, seen)),
                 Output::Created { .. } | Output::Alive => {}
                 Output::Ended(end) => assert!(self.ended.replace(end).is_none(), "ended twice"),
                 Output::WakeAt(wake) => {

@@ -10,9 +10,9 @@ pub(super) const LONGEST_BACKOFF: Duration = Duration::from_secs(8);
 /// Inactivity assumed of a peer that names none.
 const DEFAULT_INACTIVITY: Duration = Duration::from_secs(120);
 /// The least interval between polls of a session that can only poll, if the peer names none.
-const DEFAULT_POLLING: Duration = Duration::from_secs(2);
+pub(super) const DEFAULT_POLLING: Duration = Duration::from_secs(2);
 /// An empty answer to an empty request within this time was not held.
-const NOT_HELD: Duration = Duration::from_millis(500);
+pub(super) const NOT_HELD: Duration = Duration::from_millis(500);
 /// So many of them in a row are taken as they come.
 const NOT_HELD_ALLOWED: u32 = 3;
 
@@ -98,6 +98,7 @@ impl ClientMachine {
                 front.failures += 1;
             }
         }
+        self.see_to_overdue();
         for i in 0..self.requests.len() {
             let request = &self.requests[i];
             let State::Posted { exchange, at } = request.state else { continue };
@@ -106,6 +107,7 @@ impl ClientMachine {
                 continue;
             }
             self.outputs.push_back(Output::Abandon(exchange));
+            self.lost(now.saturating_duration_since(at), ExchangeErrorKind::TimedOut);
             if kind == Kind::Creation {
                 self.requests.clear();
                 return self.end(End::Unreachable(ExchangeErrorKind::TimedOut));
@@ -132,8 +134,8 @@ impl ClientMachine {
                 State::Answered(_) => {}
             }
         }
-        if let Some(repeat) = self.gap_repeat_at() {
-            at(repeat);
+        for due in [self.gap_repeat_at(), self.nudge_at(), self.overdue_at()].into_iter().flatten() {
+            at(due);
         }
         earliest
     }

@@ -21,6 +21,9 @@ pub struct ClientSettings {
     /// The longest that the peer is to hold a request (50 s). It must stay below the time-out of every proxy on the
     /// way, most of which have 60 s; shorter costs rounds.
     pub wait: Duration,
+    /// The longest that a connection on which a request is held may be idle (`wait`). Shorter, another empty request frees
+    /// the held one and is held in its place, which networks that forget idle connections sooner than that make needful.
+    pub keepalive: Option<Duration>,
     /// Requests to be held at once (1).
     pub hold: u8,
     /// Whether to tell the peer which answers came (XEP-0124 §9), so that it keeps no more of them than it must.
@@ -47,6 +50,7 @@ impl ClientSettings {
             to: to.into(),
             language: "en".into(),
             wait: Duration::from_secs(50),
+            keepalive: None,
             hold: 1,
             acks: true,
             max_request: 200 * 1024,
@@ -79,6 +83,8 @@ pub enum Input {
     Restart,
     /// Make no request on the session's own account until told otherwise: what came cannot be taken just now.
     Hold(bool),
+    /// Changes [`ClientSettings::keepalive`].
+    KeepAlive(Option<Duration>),
     /// What waits for answers may be waiting on dead connections: ask again on new ones.
     Refresh,
     /// Say goodbye, with a last payload.
@@ -112,6 +118,7 @@ impl fmt::Debug for Input {
             Self::Send { payload, tag } => write!(f, "Send(<{}/>, {tag:?})", payload.name()),
             Self::Restart => f.write_str("Restart"),
             Self::Hold(hold) => write!(f, "Hold({hold})"),
+            Self::KeepAlive(keepalive) => write!(f, "KeepAlive({keepalive:?})"),
             Self::Refresh => f.write_str("Refresh"),
             Self::Close { .. } => f.write_str("Close"),
             Self::Replied { exchange, reply } => write!(f, "Replied({exchange:?}, {reply:?})"),
@@ -149,6 +156,18 @@ pub enum Output {
     Confirmed(u64),
     /// Whether requests get through.
     Reachable(bool),
+    /// An answer came over a connection that was idle for so long.
+    Survived {
+        /// How long.
+        idle: Duration,
+    },
+    /// A connection was gone after it was idle for so long, and the peer is there.
+    Cut {
+        /// How long.
+        idle: Duration,
+        /// Whether it was closed then; else it was found dead, and may have been so for a while.
+        seen: bool,
+    },
     /// The session is over. Nothing follows but abandoned posts.
     Ended(End),
     /// Nothing more for now; come back at this time, or with the next input.
@@ -166,6 +185,8 @@ impl fmt::Debug for Output {
             Self::Payload(payload) => write!(f, "Payload(<{}/>)", payload.name()),
             Self::Confirmed(tag) => write!(f, "Confirmed({tag})"),
             Self::Reachable(reachable) => write!(f, "Reachable({reachable})"),
+            Self::Survived { idle } => write!(f, "Survived({idle:?})"),
+            Self::Cut { idle, seen } => write!(f, "Cut({idle:?}, seen: {seen})"),
             Self::Ended(end) => write!(f, "Ended({end:?})"),
             Self::WakeAt(at) => write!(f, "WakeAt({at:?})"),
         }

@@ -142,9 +142,11 @@ struct World {
 }
 
 impl World {
-    fn new(fates: Vec<Fate>) -> Self {
+    fn new(fates: Vec<Fate>, keepalive: Option<u64>) -> Self {
+        let mut settings = settings();
+        settings.keepalive = keepalive.map(seconds);
         // Long enough that no run of bad luck amounts to being cut off.
-        let rig = Rig::open_as(settings(), &SESSION.replace("inactivity='60'", "inactivity='600'"));
+        let rig = Rig::open_as(settings, &SESSION.replace("inactivity='60'", "inactivity='600'"));
         Self {
             start: rig.now,
             now: 0,
@@ -307,8 +309,9 @@ proptest! {
     fn t3_every_payload_arrives_once_and_in_order_both_ways(
         steps in prop::collection::vec(step(), 1..40),
         fates in prop::collection::vec(fate(), 1..40),
+        keepalive in prop::option::of(1u64..60),
     ) {
-        let mut world = World::new(fates);
+        let mut world = World::new(fates, keepalive);
         let (mut sent, mut pushed) = (0u64, 0u64);
         for step in steps {
             match step {
@@ -383,7 +386,7 @@ fn i6_an_answer_that_is_lost_is_still_there_however_much_is_to_be_said_meanwhile
     // The poll arrives and its answer does not; all the rest is well.
     let mut fates = vec![Fate::Arrives { there: 5, back: 5 }; 100];
     fates[0] = Fate::Silent { arrives: true };
-    let mut world = World::new(fates);
+    let mut world = World::new(fates, None);
     let all: Vec<String> = (1..=16).map(|n| n.to_string()).collect();
     world.run_until(10);
     for (tag, text) in (1..).zip(&all) {
