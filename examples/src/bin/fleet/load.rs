@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    future::Future,
     net::{IpAddr, SocketAddr},
     rc::Rc,
     time::Duration,
@@ -13,9 +14,9 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{http::Connection, wire};
+use crate::http::Connection;
 
-/// How a device gives its answers.
+/// How a device that polls gives its answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
     /// With its next poll.
@@ -35,136 +36,17 @@ pub(crate) enum Target {
 const LOGGING_IN: usize = 64;
 const SERVED: Duration = Duration::from_secs(60);
 
-/// One device and the connections that it has.
-#[derive(Debug)]
-struct Member {
-    device: wire::Device,
-    relay: bool,
-    from: IpAddr,
-    to: SocketAddr,
-    held: Connection,
-    second: Option<Connection>,
+/// Lets all devices come online, some at once.
+pub(crate) async fn log_in<M>(
+    devices: impl Iterator<Item = impl Future<Output = Result<M, String>>>,
+) -> Result<Vec<M>, String> {
+    stream::iter(devices).buffered(LOGGING_IN).try_collect().await
 }
 
 /// Where device number `n` calls from: a site of fifty devices to an address.
-fn source(n: usize) -> IpAddr {
+pub(crate) fn source(n: usize) -> IpAddr {
     let site = n / 50;
     IpAddr::from([127, 0, (site / 250) as u8, (site % 250) as u8 + 2])
-}
-
-impl Member {
-    /// Connects, logs in where there is a log-in, and leaves a poll with the server.
-    async fn connect(
-        mut device: wire::Device,
-        n: usize,
-        to: SocketAddr,
-        relay: bool,
-    ) -> Result<Self, String> {
-        let from = source(n);
-        let mut held = Connection::open(from, to)
-            .await
-            .map_err(|error| format!("{} connecting: {error}", device.id()))?;
-        if relay {
-            let mut random = [0; 16];
-            getrandom::fill(&mut random).map_err(|error| error.to_string())?;
-            let mut next = Some(device.create(random));
-            while let Some(body) = next {
-                let (status, answer) = held.ask("POST /http-bind HTTP/1.1", &body).await?;
-                if status != 200 {
-                    return Err(format!("{}: {status} {answer}", device.id()));
-                }
-                next = device.advance(&answer)?;
-            }
-        }
-        let mut member = Self { device, relay, from, to, held, second: None };
-        member.poll("").await?;
-        Ok(member)
-    }
-
-    async fn poll(&mut self, payload: &str) -> Result<(), String> {
-        if self.relay {
-            let body = self.device.body(payload);
-            self.held.send("POST /http-bind HTTP/1.1", &body).await
-        } else {
-            self.held.send(&format!("POST /poll/{} HTTP/1.1", self.device.id()), payload).await
-        }
-    }
-
-    async fn answer_by_http(&mut self, head: &str, body: &str) -> Result<(), String> {
-        let second = match &mut self.second {
-            Some(second) => second,
-            none => {
-                none.insert(Connection::open(self.from, self.to).await.map_err(|error| error.to_string())?)
-            }
-        };
-        match second.ask(head, body).await? {
-            (204, _) => Ok(()),
-            (status, body) => Err(format!("{}: response met with {status} {body}", self.device.id())),
-        }
-    }
-
-    /// Answers what is pushed, for ever.
-    async fn serve(mut self, shape: Rc<Cell<Shape>>) -> Result<(), String> {
-        loop {
-            let (status, pushed) = self.held.receive().await?;
-            if status != 200 {
-                return Err(format!("{}: poll met with {status} {pushed}", self.device.id()));
-            }
-            if self.relay {
-                self.serve_relay(&pushed, shape.get()).await?;
-            } else {
-                self.serve_bare(&pushed, shape.get()).await?;
-            }
-        }
-    }
-
-    async fn serve_relay(&mut self, pushed: &str, shape: Shape) -> Result<(), String> {
-        if pushed.contains("type='terminate'") {
-            return Err(format!("{}: {pushed}", self.device.id()));
-        }
-        let requests: Vec<_> = wire::iqs(pushed)
-            .filter_map(|iq| Some((wire::attribute(iq, "id")?, wire::text(iq, "object")?)))
-            .collect();
-        let id = self.device.id();
-        if shape == Shape::InSession {
-            let answers: String = requests
-                .iter()
-                .map(|(request, object)| {
-                    format!(
-                        "<iq type='result' id='{request}' xmlns='jabber:client'>\
-                         <value xmlns='urn:example:fleet'>{id}:{object}</value></iq>"
-                    )
-                })
-                .collect();
-            return self.poll(&answers).await;
-        }
-        let answers: Vec<_> = requests
-            .iter()
-            .map(|(request, object)| {
-                let head = format!(
-                    "POST /v1/requests/{request}/response HTTP/1.1\r\nAuthorization: Bearer {}\r\n\
-                     Content-Type: text/plain",
-                    self.device.token()
-                );
-                (head, format!("{id}:{object}"))
-            })
-            .collect();
-        self.poll("").await?;
-        for (head, body) in answers {
-            self.answer_by_http(&head, &body).await?;
-        }
-        Ok(())
-    }
-
-    async fn serve_bare(&mut self, pushed: &str, shape: Shape) -> Result<(), String> {
-        let (number, object) = pushed.split_once('\n').ok_or_else(|| format!("pushed: {pushed}"))?;
-        let answer = format!("{}:{object}", self.device.id());
-        if shape == Shape::InSession {
-            return self.poll(&format!("{number}\n{answer}")).await;
-        }
-        self.poll("").await?;
-        self.answer_by_http(&format!("POST /answer/{number} HTTP/1.1"), &answer).await
-    }
 }
 
 /// All devices, online and answering.
@@ -180,29 +62,24 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Brings all devices online. What they learned while logging in stays with `devices` for the next time.
-    pub(crate) async fn connect(
-        devices: &mut [wire::Device],
-        to: SocketAddr,
-        target: Target,
-        local: &LocalSet,
-    ) -> Result<Self, String> {
-        let relay = matches!(target, Target::Relay { .. });
-        let members: Vec<Member> = stream::iter(devices.iter().cloned().enumerate())
-            .map(|(n, device)| Member::connect(device, n, to, relay))
-            .buffered(LOGGING_IN)
-            .try_collect()
-            .await?;
-        for (device, member) in devices.iter_mut().zip(&members) {
-            device.clone_from(&member.device);
-        }
+    /// A fleet of these devices, none of which is there yet, before the server at `to`.
+    pub(crate) fn new(ids: Vec<String>, to: SocketAddr, target: Target) -> Self {
         let shape = Rc::new(Cell::new(Shape::InSession));
-        let ids = devices.iter().map(|device| device.id().to_owned()).collect();
-        let mut devices = JoinSet::new();
-        for member in members {
-            devices.spawn_local_on(member.serve(shape.clone()), local);
-        }
-        Ok(Self { ids, shape, devices, to, target, calls: Cell::new(0) })
+        Self { ids, shape, devices: JoinSet::new(), to, target, calls: Cell::new(0) }
+    }
+
+    /// How devices are to give their answers, now and later.
+    pub(crate) fn shape(&self) -> Rc<Cell<Shape>> {
+        Rc::clone(&self.shape)
+    }
+
+    /// A device, which answers until it fails.
+    pub(crate) fn add(
+        &mut self,
+        device: impl Future<Output = Result<(), String>> + 'static,
+        local: &LocalSet,
+    ) {
+        self.devices.spawn_local_on(device, local);
     }
 
     pub(crate) fn answer(&self, shape: Shape) {

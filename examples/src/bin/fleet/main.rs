@@ -1,41 +1,64 @@
-//! What a relay costs with a fleet on it: memory per device, CPU per request and per connect, beside a bare long-poll
-//! forwarder under the same load, on this machine and in this run. Ends with an error if it is over budget.
+//! What a relay costs with a fleet on it: memory per device, CPU per request and per connect, beside a bare forwarder
+//! under the same load, on this machine and in this run. Ends with an error if it is over budget.
 //!
 //! ```text
 //! cargo build --release -p server-sdk --features server-sdk/jemalloc --bin relay -p examples --bin fleet --bin bare-forwarder
 //! target/release/fleet
 //! ```
 //!
-//! Every device logs in over BOSH with SCRAM and holds a request; each answer is checked to be that device's, to that
-//! call. The servers are processes of their own; the load, which is this process, keeps to one thread so that they
+//! Over BOSH, every device logs in with SCRAM and holds a request; over WebSocket, it has one control session. Each answer
+//! is checked to be that device's, to that call. The servers are processes of their own; the load, which is this process, keeps to one thread so that they
 //! have the other core. docs/performance.md says what the numbers mean.
 #![expect(clippy::future_not_send, reason = "the load keeps to one thread")]
 
+mod bosh;
 mod enrol;
 mod http;
 mod load;
 mod report;
 mod server;
-mod wire;
+mod ws;
+mod xml;
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use tokio::{task::LocalSet, time::Instant};
 
 use crate::{
+    enrol::Credential,
     load::{Fleet, Shape, Target},
-    report::{Calls, Report, Run, Setting, Slack},
+    report::{Calls, Report, Run, Second, Setting, Slack},
     server::Server,
 };
+
+/// How the devices are connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Transport {
+    Bosh,
+    Ws,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bosh => "bosh",
+            Self::Ws => "ws",
+        })
+    }
+}
 
 /// Measures a relay with a fleet of devices on it.
 #[derive(Debug, Parser)]
 struct Options {
+    /// How the devices are connected: one way, or one after the other.
+    #[arg(long, value_delimiter = ',', default_value = "bosh,ws")]
+    transport: Vec<Transport>,
     /// How many devices.
     #[arg(long, default_value_t = 5000)]
     devices: usize,
@@ -69,12 +92,17 @@ struct Options {
 
 impl Setting {
     const fn of(options: &Options) -> Self {
-        Self { devices: options.devices, requests: options.requests, workers: options.workers }
+        Self {
+            devices: options.devices,
+            requests: options.requests,
+            workers: options.workers,
+            runs: options.runs,
+        }
     }
 }
 
 /// The whole of it is over by then, or has failed.
-const WHOLE: Duration = Duration::from_secs(420);
+const WHOLE: Duration = Duration::from_secs(600);
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -99,10 +127,9 @@ fn measure(options: &Options) -> Result<Report, String> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|it| it.to_string())?;
     let local = LocalSet::new();
-    let runs =
+    let report =
         local.block_on(&runtime, async { tokio::time::timeout(WHOLE, all_runs(options, &local)).await });
-    let (relay, bare) = runs.map_err(|_| format!("not over after {WHOLE:?}"))??;
-    let report = Report::new(Setting::of(options), &relay, &bare);
+    let report = report.map_err(|_| format!("not over after {WHOLE:?}"))??;
     if let Some(file) = &options.json {
         let text = format!("{:#}\n", report.json());
         std::fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))?;
@@ -110,7 +137,7 @@ fn measure(options: &Options) -> Result<Report, String> {
     Ok(report)
 }
 
-async fn all_runs(options: &Options, local: &LocalSet) -> Result<(Vec<Run>, Vec<Run>), String> {
+async fn all_runs(options: &Options, local: &LocalSet) -> Result<Report, String> {
     let here = std::env::current_exe().map_err(|error| error.to_string())?;
     let folder = here.parent().unwrap_or_else(|| Path::new("."));
     let relay = options.relay.clone().unwrap_or_else(|| folder.join("relay"));
@@ -121,51 +148,83 @@ async fn all_runs(options: &Options, local: &LocalSet) -> Result<(Vec<Run>, Vec<
     std::fs::create_dir_all(&data).map_err(|error| error.to_string())?;
     let server = Server::relay(&relay, &data, options.workers).await?;
     let key = enrol::administrator(&data)?;
-    let mut enrolled = enrol::enrol(server.address, &key, options.devices).await?;
+    let enrolled = enrol::enrol(server.address, &key, options.devices).await?;
     drop(server);
     eprintln!("enrolled {} devices in {:.0?}", enrolled.len(), start.elapsed());
-    let mut anonymous = enrolled.clone();
 
-    let (mut of_relay, mut of_bare) = (Vec::new(), Vec::new());
-    for number in 1..=options.runs {
-        // A fresh process each time, so that what enrolment left on the heap is not counted, or reused.
-        let server = Server::relay(&relay, &data, options.workers).await?;
-        let target = Target::Relay { key: key.clone() };
-        let run = one_run(options, &server, target, &mut enrolled, local).await?;
-        eprintln!("run {number}, relay: {run:.1?}");
-        of_relay.push(run);
-        drop(server);
+    let mut report = Report::new(Setting::of(options));
+    for &transport in &options.transport {
+        let mut devices = Devices::new(transport, &enrolled);
+        let mut anonymous = Devices::new(transport, &enrolled);
+        let (mut of_relay, mut of_bare) = (Vec::new(), Vec::new());
+        for number in 1..=options.runs {
+            // A fresh process each time, so that what enrolment left on the heap is not counted, or reused.
+            let server = Server::relay(&relay, &data, options.workers).await?;
+            let target = Target::Relay { key: key.clone() };
+            let run = one_run(options, &server, target, &mut devices, local).await?;
+            eprintln!("run {number} over {transport}, relay: {run:.1?}");
+            of_relay.push(run);
+            drop(server);
 
-        let server = Server::bare(&folder.join("bare-forwarder"))?;
-        let run = one_run(options, &server, Target::Bare, &mut anonymous, local).await?;
-        eprintln!("run {number}, bare forwarder: {run:.1?}");
-        of_bare.push(run);
+            let server = Server::bare(&folder.join("bare-forwarder"))?;
+            let run = one_run(options, &server, Target::Bare, &mut anonymous, local).await?;
+            eprintln!("run {number} over {transport}, bare forwarder: {run:.1?}");
+            of_bare.push(run);
+        }
+        report.add(transport, &of_relay, &of_bare);
     }
-    Ok((of_relay, of_bare))
+    Ok(report)
+}
+
+/// The fleet while it is not connected.
+#[derive(Debug)]
+enum Devices {
+    Bosh(Vec<bosh::wire::Device>),
+    Ws(Vec<Credential>),
+}
+
+impl Devices {
+    fn new(transport: Transport, enrolled: &[Credential]) -> Self {
+        match transport {
+            Transport::Bosh => {
+                Self::Bosh(enrolled.iter().map(|it| bosh::wire::Device::new(it, "localhost")).collect())
+            }
+            Transport::Ws => Self::Ws(enrolled.to_vec()),
+        }
+    }
+
+    async fn connect(&mut self, server: &Server, target: Target, local: &LocalSet) -> Result<Fleet, String> {
+        match self {
+            Self::Bosh(devices) => bosh::connect(devices, server.address, target, local).await,
+            Self::Ws(devices) => ws::connect(devices, server.address, server.sockets, target, local).await,
+        }
+    }
 }
 
 async fn one_run(
     options: &Options,
     server: &Server,
     target: Target,
-    devices: &mut [wire::Device],
+    devices: &mut Devices,
     local: &LocalSet,
 ) -> Result<Run, String> {
-    let count = devices.len() as f64;
+    let count = options.devices as f64;
     let (empty, cpu) = (server.resident()?, server.cpu()?);
-    let mut fleet = Fleet::connect(devices, server.address, target, local).await?;
+    let mut fleet = devices.connect(server, target, local).await?;
     let connect = (server.cpu()? - cpu) / count;
-    let held = (server.resident()? - empty) / count;
-
+    let idle = (server.resident()? - empty) / count;
     let in_session = calls(options, server, &mut fleet).await?;
     let used = (server.resident()? - empty) / count;
-
+    let run = Run { connect, idle, used, in_session, second: None };
+    if matches!(devices, Devices::Ws(_)) {
+        return Ok(run);
+    }
     fleet.answer(Shape::ByHttp);
     // Every device opens its second connection.
-    fleet.call(devices.len(), options.in_flight).await?;
+    fleet.call(options.devices, options.in_flight).await?;
     let both = (server.resident()? - empty) / count;
     let by_http = calls(options, server, &mut fleet).await?;
-    Ok(Run { connect, held, used, both, in_session, by_http })
+    Ok(Run { second: Some(Second { both, by_http }), ..run })
 }
 
 async fn calls(options: &Options, server: &Server, fleet: &mut Fleet) -> Result<Calls, String> {
@@ -205,5 +264,21 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_transports_are_measured_unless_one_is_named() {
+        let transports = |arguments: &[&str]| {
+            let line = ["fleet"].iter().chain(arguments);
+            Options::try_parse_from(line).map(|options| options.transport)
+        };
+        assert_eq!(transports(&[]).unwrap(), [Transport::Bosh, Transport::Ws]);
+        assert_eq!(transports(&["--transport", "ws"]).unwrap(), [Transport::Ws]);
+        assert!(transports(&["--transport", "tcp"]).is_err());
     }
 }

@@ -13,7 +13,10 @@ use std::{
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
+    /// Where services call it, and devices poll.
     pub(crate) address: SocketAddr,
+    /// Where devices open WebSockets.
+    pub(crate) sockets: SocketAddr,
 }
 
 impl Server {
@@ -23,12 +26,15 @@ impl Server {
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|error| format!("{program:?}: {error}"))?;
-        let mut line = String::new();
-        let output = child.stdout.take().ok_or("no output to read")?;
-        BufReader::new(output).read_line(&mut line).map_err(|error| error.to_string())?;
-        let address = line.trim().strip_prefix("listening on ").and_then(|address| address.parse().ok());
-        let address = address.ok_or_else(|| format!("the forwarder said {line:?}"))?;
-        Ok(Self { child, address })
+        let mut output = BufReader::new(child.stdout.take().ok_or("no output to read")?);
+        let mut said = |what: &str| {
+            let mut line = String::new();
+            output.read_line(&mut line).map_err(|error| error.to_string())?;
+            let address = line.trim().strip_prefix(what).and_then(|address| address.parse().ok());
+            address.ok_or_else(|| format!("the forwarder said {line:?}"))
+        };
+        let (address, sockets) = (said("listening on ")?, said("sockets on ")?);
+        Ok(Self { child, address, sockets })
     }
 
     /// Starts a relay of so many threads on `data`, and waits until it is ready.
@@ -45,7 +51,7 @@ impl Server {
             .stderr(log)
             .spawn()
             .map_err(|error| format!("{program:?}: {error}"))?;
-        let mut server = Self { child, address };
+        let mut server = Self { child, address, sockets: address };
         for _ in 0..200 {
             if let Ok(mut connection) = crate::http::Connection::open([127, 0, 0, 1].into(), address).await
                 && let Ok((200, _)) = connection.ask("GET /readyz HTTP/1.1", "").await

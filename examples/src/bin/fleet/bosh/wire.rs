@@ -5,6 +5,11 @@ use data_encoding::BASE64;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
+use crate::{
+    enrol::Credential,
+    xml::{attribute, text},
+};
+
 const BODY: &str = "xmlns='http://jabber.org/protocol/httpbind'";
 const SASL: &str = "xmlns='urn:ietf:params:xml:ns:xmpp-sasl'";
 
@@ -41,10 +46,11 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    pub(crate) fn new(id: &str, token: &str, domain: &str) -> Self {
+    pub(crate) fn new(credential: &Credential, domain: &str) -> Self {
+        let Credential { id, token } = credential.clone();
         Self {
-            id: id.into(),
-            token: token.into(),
+            id,
+            token,
             domain: domain.into(),
             rid: 0,
             sid: String::new(),
@@ -169,73 +175,20 @@ fn decode(base64: &str) -> Option<String> {
     String::from_utf8(BASE64.decode(base64.as_bytes()).ok()?).ok()
 }
 
-/// The value of the first attribute `name` in `xml`.
-pub(crate) fn attribute<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
-    let mut rest = xml;
-    loop {
-        let at = rest.find(name)?;
-        let before = rest[..at].chars().next_back();
-        rest = &rest[at + name.len()..];
-        if before.is_some_and(char::is_whitespace)
-            && let Some(value) = rest.strip_prefix('=')
-        {
-            let quote = value.chars().next().filter(|quote| matches!(quote, '\'' | '"'))?;
-            return value[1..].split(quote).next();
-        }
-    }
-}
-
-/// The text of the first element `name` in `xml`.
-pub(crate) fn text<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
-    let begin = xml.find(&format!("<{name}"))?;
-    let rest = &xml[begin..];
-    let rest = &rest[rest.find('>')? + 1..];
-    Some(&rest[..rest.find('<')?])
-}
-
 /// The iq stanzas of a `<body/>`, each from behind its name up to the next one.
 pub(crate) fn iqs(xml: &str) -> impl Iterator<Item = &str> {
     xml.split("<iq").skip(1)
 }
 
-/// An HTTP/1.1 request with a length.
-pub(crate) fn request(head: &str, body: &str) -> String {
-    format!("{head}\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}", body.len())
-}
-
-/// An answer that is whole in a buffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) head: usize,
-    pub(crate) whole: usize,
-}
-
-/// The answer at the beginning of `buffer`; `None` if more bytes are needed.
-pub(crate) fn answer(buffer: &[u8]) -> Result<Option<Answer>, String> {
-    let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
-    let head = std::str::from_utf8(&buffer[..end]).map_err(|error| error.to_string())?;
-    let status = head
-        .get(9..12)
-        .and_then(|status| status.parse().ok())
-        .ok_or_else(|| format!("not HTTP/1.1: {head}"))?;
-    let length = head
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
-        .map_or(Ok(0), |(_, length)| length.trim().parse::<usize>())
-        .map_err(|error| format!("{error}: {head}"))?;
-    let whole = end + 4 + length;
-    Ok((buffer.len() >= whole).then_some(Answer { status, head: end + 4, whole }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::enrol::Credential;
 
     #[test]
     fn scram_proof_is_that_of_rfc_7677() {
-        let mut device = Device::new("user", "pencil", "localhost");
+        let credential = Credential { id: "user".into(), token: "pencil".into() };
+        let mut device = Device::new(&credential, "localhost");
         device.client_first = "n=user,r=rOprNGfwEbeRWgbNEkqO".into();
         let proof = device
             .proof("r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096")
@@ -248,23 +201,8 @@ mod tests {
     }
 
     #[test]
-    fn attributes_are_found_by_whole_name_in_either_quote() {
-        let xml = r#"<body grid='1' id="a" sid='b'><iq id='c'/></body>"#;
-        assert_eq!(attribute(xml, "id"), Some("a"));
-        assert_eq!(attribute(xml, "sid"), Some("b"));
-        assert_eq!(attribute(xml, "rid"), None);
-        assert_eq!(iqs(xml).map(|iq| attribute(iq, "id")).collect::<Vec<_>>(), [Some("c")]);
-    }
-
-    #[test]
-    fn an_answer_is_taken_when_it_is_whole() {
-        let bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabcHTTP";
-        assert_eq!(answer(&bytes[..20]), Ok(None));
-        assert_eq!(answer(&bytes[..40]), Ok(None));
-        assert_eq!(answer(bytes), Ok(Some(Answer { status: 200, head: 38, whole: 41 })));
-        assert_eq!(
-            answer(b"HTTP/1.1 204 No Content\r\n\r\n"),
-            Ok(Some(Answer { status: 204, head: 27, whole: 27 }))
-        );
+    fn each_stanza_of_a_body_is_found() {
+        let xml = "<body sid='b'><iq id='c'><x/></iq><iq id='d'/></body>";
+        assert_eq!(iqs(xml).map(|iq| attribute(iq, "id")).collect::<Vec<_>>(), [Some("c"), Some("d")]);
     }
 }
