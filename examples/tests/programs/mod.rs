@@ -131,11 +131,20 @@ impl Relay {
     }
 
     pub(crate) async fn start_at(data: &Path, listen: SocketAddr) -> Self {
+        Self::start_with(data, listen, |_| ()).await
+    }
+
+    pub(crate) async fn start_with(
+        data: &Path,
+        listen: SocketAddr,
+        change: impl FnOnce(&mut ServerConfig),
+    ) -> Self {
         let mut config = ServerConfig::default();
         config.listen = vec![listen];
         config.data = PathBuf::from(data);
         config.drain_grace = Duration::from_millis(100);
         config.drain_retry_after = Duration::from_secs(1);
+        change(&mut config);
         let server = Server::bind(config).await.unwrap();
         let address = server.addresses()[0];
         let url = format!("http://{address}");

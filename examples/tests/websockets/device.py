@@ -35,6 +35,8 @@ ET.register_namespace("", NS)
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 NOT_XML_TEXT = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 REMEMBERED = 10_000
+# A frame has at most 64 KiB, and a character at most four bytes.
+FRAGMENT = 16 * 1024
 
 
 def tell(event, **what):
@@ -380,7 +382,11 @@ class Device:
     async def send(self, node):
         # What does not go now is said again in the next session, if it matters.
         with contextlib.suppress(ConnectionClosed):
-            await self.socket.send(wire(node))
+            text = wire(node)
+            if len(text) <= FRAGMENT:
+                await self.socket.send(text)
+            else:
+                await self.socket.send(text[at : at + FRAGMENT] for at in range(0, len(text), FRAGMENT))
 
     async def take(self, node):
         kind = local(node)
