@@ -162,3 +162,39 @@ async fn t15_a_device_that_was_allowed_nothing_comes_back_to_its_own_relay_over_
     assert_eq!(toner(&host).await, (200, "83".to_owned()));
     assert!(leaving.connections() >= 2);
 }
+
+#[tokio::test]
+async fn l2_a_relay_that_stops_sends_its_devices_where_it_was_told_over_either_transport() {
+    for transport in [Transport::Ws, Transport::Bosh] {
+        let next = Host::start().await;
+        let next_door = Leaving::before(next.address).await;
+        let to = format!("http://{}/", next_door.address);
+        let relay = Host::with(|config| {
+            config.drain_to = Some(to.as_str().into());
+            config.drain_retry_after = Duration::ZERO;
+        })
+        .await;
+        let device = Device::builder(format!("http://{}", relay.address), "printer-1")
+            .token(relay.enrol("printer-1").await)
+            .router(Router::new())
+            .allow_relays([to.as_str()])
+            .transport(transport)
+            .start()
+            .await
+            .unwrap();
+        let mut events = device.events();
+        until(&mut events, |event| matches!(event, Event::Online { .. })).await;
+        let (sent, ()) =
+            tokio::join!(until(&mut events, |event| matches!(event, Event::SentAway { .. })), relay.stop());
+        let Event::SentAway { to: told, followed } = sent else { unreachable!() };
+        assert_eq!((&*told, followed), (&*to, true), "{transport:?}");
+        // It knocks there, with the token that it has.
+        tokio::time::timeout(Duration::from_secs(30), async {
+            while next_door.connections() == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .expect("it comes");
+    }
+}

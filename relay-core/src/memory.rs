@@ -293,7 +293,7 @@ impl Push for End {
     async fn close(&mut self, reason: CloseReason) {
         let (kind, told) = match reason {
             CloseReason::Shutdown => (ErrorKind::Closed, EndReason::Goodbye),
-            CloseReason::Drain { retry_after } => {
+            CloseReason::Drain { retry_after, .. } => {
                 (ErrorKind::Overloaded, EndReason::Drain { retry_after: Some(retry_after) })
             }
             CloseReason::Replaced => (ErrorKind::Replaced, EndReason::Replaced),

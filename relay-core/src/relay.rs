@@ -12,18 +12,18 @@ use std::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use async_trait::async_trait;
 use foldhash::quality::RandomState;
 use tokio::sync::{Semaphore, oneshot, watch};
 
-use self::{changes::Changes, clock::Clock, handle::Handle, jobs::Jobs};
 pub use self::{
-    changes::{PresenceChange, PresenceWatch, WatchEnd},
+    changes::{Changes, PresenceChange, PresenceWatch, Watch, WatchEnd},
     jobs::{Job, JobCall, JobData},
 };
+use self::{clock::Clock, handle::Handle, jobs::Jobs};
 pub use crate::{
     config::RelayConfig,
     presence::{Presence, State},
@@ -93,7 +93,7 @@ struct Inner {
     handshakes: Arc<Semaphore>,
     stopping: watch::Sender<bool>,
     farewells: AtomicUsize,
-    changes: Changes,
+    changes: Changes<PresenceChange>,
     jobs: Jobs,
     clock: Clock,
 }
@@ -213,13 +213,13 @@ impl Relay {
 
     /// Watches devices come and go, from now on.
     pub fn watch_presence(&self) -> PresenceWatch {
-        self.inner.changes.watch(self.inner.stopping.subscribe())
+        self.inner.changes.watch()
     }
 
-    /// Goes on with a watch from its [position](PresenceWatch::position). `None`: that is not remembered, so who wants
+    /// Goes on with a watch from its [position](Watch::position). `None`: that is not remembered, so who wants
     /// to know how things are has to look anew.
     pub fn watch_presence_after(&self, position: u64) -> Option<PresenceWatch> {
-        self.inner.changes.watch_after(position, self.inner.stopping.subscribe())
+        self.inner.changes.watch_after(position)
     }
 
     /// Sessions there are now.
@@ -382,16 +382,17 @@ impl Relay {
     }
 
     /// Takes no new calls and sessions, gives those in flight until `grace` is over, tells devices to come back after
-    /// `retry_after`, and ends every session. Takes at most `grace` and five seconds.
-    pub async fn shutdown(&self, grace: Duration, retry_after: Duration) {
+    /// `retry_after`, to the URL `to` if it is given, and ends every session. Takes at most `grace` and five seconds.
+    pub async fn shutdown(&self, grace: Duration, retry_after: Duration, to: Option<&str>) {
         self.inner.stopping.send_replace(true);
+        self.inner.changes.end();
         let _ = tokio::time::timeout(grace, until(|| self.in_flight() == 0)).await;
         for slot in 0..self.inner.shards.len() {
             self.inner.with_slot(slot as u32, |shard, now| shard.end_calls(now));
         }
+        let reason = CloseReason::Drain { retry_after, to: to.map(Into::into) };
         for slot in 0..self.inner.shards.len() {
-            self.inner
-                .with_slot(slot as u32, |shard, _| shard.close_sessions(CloseReason::Drain { retry_after }));
+            self.inner.with_slot(slot as u32, |shard, _| shard.close_sessions(reason.clone()));
         }
         let gone = || self.inner.farewells.load(Ordering::Acquire) == 0;
         let _ = tokio::time::timeout(FAREWELL, until(gone)).await;
@@ -506,7 +507,8 @@ impl Inner {
 
     fn write_down(&self, effect: &Effect<Waiter, Arc<Handle>>) -> Option<u64> {
         let Effect::Presence { device, state, epoch } = effect else { return None };
-        let change = PresenceChange { device: device.clone(), state: *state, epoch: *epoch };
+        let (device, time) = (device.clone(), SystemTime::now());
+        let change = PresenceChange { device, state: *state, epoch: *epoch, time };
         Some(self.changes.write(change))
     }
 

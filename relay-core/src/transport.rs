@@ -406,7 +406,7 @@ pub trait Inbound: fmt::Debug + Send + Sync + 'static {
 pub struct Full(pub Envelope);
 
 /// Why the owner ends a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CloseReason {
     /// The owner wants no session any more.
@@ -415,6 +415,8 @@ pub enum CloseReason {
     Drain {
         /// When to come back.
         retry_after: Duration,
+        /// Where to, if elsewhere: a URL.
+        to: Option<Arc<str>>,
     },
     /// A newer session of the same device took over.
     Replaced,

@@ -314,7 +314,7 @@ async fn l2_a_relay_that_stops_tells_its_devices_and_ends_its_calls() {
     let (first, _) = device.request().await;
     let stopping = tokio::spawn({
         let relay = relay.clone();
-        async move { relay.shutdown(Duration::from_secs(2), Duration::from_secs(7)).await }
+        async move { relay.shutdown(Duration::from_secs(2), Duration::from_secs(7), None).await }
     });
     tokio::task::yield_now().await;
     let refused = relay.request(get("printer-1", "toner")).await.unwrap_err();

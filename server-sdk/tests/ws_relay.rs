@@ -283,17 +283,17 @@ async fn t17_a_revoked_credential_ends_the_session_with_4003() {
 }
 
 #[tokio::test]
-async fn l2_a_relay_that_stops_says_when_to_come_back_and_closes_with_1012() {
-    let mut rig = Rig::start().await;
+async fn l2_a_relay_that_stops_says_when_to_come_back_and_where_and_closes_with_1012() {
+    let mut rig = Rig::with(|config| config.drain_to = Some("https://next.example/".into())).await;
     let (token, other) = (rig.enrol("d").await, rig.enrol("e").await);
     let (mut raw, _) = RawDevice::open(&rig, &token, &[]).await;
     let mut device = Device::connect(&rig, "e", &other, None).await;
     rig.stop();
     let (code, texts) = raw.closed_with().await;
     assert_eq!(code, Some(1012));
-    assert!(
-        texts.last().unwrap().starts_with("<drain ") && texts.last().unwrap().contains("retry-after='5'")
-    );
+    let drain = texts.last().unwrap();
+    assert!(drain.starts_with("<drain ") && drain.contains("retry-after='5'"), "{drain}");
+    assert!(drain.contains("to='https://next.example/'"), "{drain}");
     assert_eq!(device.end().await, EndReason::Drain { retry_after: Some(Duration::from_secs(5)) });
     drop(device);
     rig.stopped().await;

@@ -367,7 +367,7 @@ impl Push for WsPush {
     }
 
     async fn close(&mut self, reason: CloseReason) {
-        self.shared.order(|machine, now| machine.close(reason, now));
+        self.shared.order(|machine, now| machine.close(reason.clone(), now));
         if let Some(beginning) = self.beginning.take() {
             return beginning.refused(Some(reason), &self.shared);
         }

@@ -277,11 +277,11 @@ impl Push for Line {
     async fn close(&mut self, reason: CloseReason) {
         let farewell = match (self.greeting.take(), reason) {
             (Some(_), CloseReason::Revoked) => "NO unauthenticated\n".to_owned(),
-            (Some(_), CloseReason::Overloaded { retry_after } | CloseReason::Drain { retry_after }) => {
+            (Some(_), CloseReason::Overloaded { retry_after } | CloseReason::Drain { retry_after, .. }) => {
                 format!("NO overloaded {}\n", retry_after.as_secs())
             }
             (Some(_), _) => "NO session\n".to_owned(),
-            (None, CloseReason::Drain { retry_after }) => format!("BYE drain {}\n", retry_after.as_secs()),
+            (None, CloseReason::Drain { retry_after, .. }) => format!("BYE drain {}\n", retry_after.as_secs()),
             (None, CloseReason::Overloaded { retry_after }) => {
                 format!("BYE overloaded {}\n", retry_after.as_secs())
             }
@@ -445,7 +445,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let answer = relay.request(Call::new(Request::get(name, ObjectId::new("toner")?))).await?;
     let level = answer.response.body.map(|body| String::from_utf8_lossy(&body.bytes).into_owned());
     println!("service: toner {} %, read over a transport that nobody else has", level.unwrap_or_default());
-    relay.shutdown(Duration::ZERO, Duration::from_secs(1)).await;
+    relay.shutdown(Duration::ZERO, Duration::from_secs(1), None).await;
     Ok(())
 }
 

@@ -21,12 +21,17 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) async fn start() -> Self {
+        Self::with(|_| ()).await
+    }
+
+    pub(crate) async fn with(set: impl FnOnce(&mut ServerConfig)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut config = ServerConfig::default();
         config.listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
         config.data = folder.path().join("data");
         // All devices of a test enrol from one address.
         config.http.enrolments_per_minute = 10_000;
+        set(&mut config);
         let server = Server::bind(config).await.unwrap();
         let address = server.addresses()[0];
         let administrator = std::fs::read_to_string(server.administrator_key_file().unwrap()).unwrap();

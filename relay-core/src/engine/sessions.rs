@@ -217,7 +217,7 @@ impl<W, H: Clone> Shard<W, H> {
     pub(crate) fn close_sessions(&mut self, reason: CloseReason) {
         let sessions = self.devices.iter().filter_map(|known| known.session.as_ref());
         let handles = sessions.filter_map(|session| session.handle.clone());
-        self.effects.extend(handles.map(|handle| Effect::Close { handle, reason }));
+        self.effects.extend(handles.map(|handle| Effect::Close { handle, reason: reason.clone() }));
     }
 
     fn drop_session(&mut self, now: Instant, device: DeviceKey) {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use relay_core::relay::RelayConfig;
+use relay_core::{relay::RelayConfig, xml::vocabulary::MAX_URL};
 use serde::Deserialize;
 use transport_bosh::BoshServerConfig;
 use transport_ws::WsServerConfig;
@@ -44,6 +44,9 @@ pub struct ServerConfig {
     pub drain_grace: Duration,
     /// When devices that are told to go are to come back (5 s).
     pub drain_retry_after: Duration,
+    /// Where devices that are told to go are to go (nowhere else): the URL of another relay that knows them. A device
+    /// follows only if its vendor allowed that address, and comes back here if it did not.
+    pub drain_to: Option<Box<str>>,
 }
 
 /// Bounds of the HTTP side. Each ends in a refusal that names it.
@@ -157,6 +160,7 @@ impl Default for ServerConfig {
             ws: WsServerConfig::default(),
             drain_grace: Duration::from_secs(30),
             drain_retry_after: Duration::from_secs(5),
+            drain_to: None,
         }
     }
 }
@@ -266,6 +270,14 @@ impl ServerConfig {
             && self.domain.len() <= 255
             && self.domain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
         ensure(domain_ok, "domain", format_args!("{:?}", self.domain), "a host name is needed")?;
+        if let Some(url) = &self.drain_to {
+            ensure(
+                is_relay_url(url),
+                "drain_to",
+                format_args!("{url:?}"),
+                "the http or https URL of a relay is needed",
+            )?;
+        }
         for (key, time) in [
             ("head_timeout", http.head_timeout),
             ("idle_timeout", http.idle_timeout),
@@ -284,6 +296,16 @@ impl ServerConfig {
         }
         Ok(())
     }
+}
+
+/// Whether a device could take `url` for a relay's.
+fn is_relay_url(url: &str) -> bool {
+    let fits = url.len() <= MAX_URL && url.bytes().all(|byte| byte.is_ascii_graphic());
+    reqwest::Url::parse(url).is_ok_and(|url| {
+        let alone = url.username().is_empty() && url.password().is_none();
+        let whole = url.query().is_none() && url.fragment().is_none();
+        fits && alone && whole && matches!(url.scheme(), "http" | "https") && url.has_host()
+    })
 }
 
 /// Defines the settings by their keys: type on the wire, and where each goes.
@@ -316,6 +338,7 @@ settings! {
     trusted_proxies: OneOrMany<IpAddr> => |config, value| config.trusted_proxies = value.0;
     drain_grace: Seconds => |config, value| config.drain_grace = value.0;
     drain_retry_after: Seconds => |config, value| config.drain_retry_after = value.0;
+    drain_to: Box<str> => |config, value| config.drain_to = Some(value).filter(|url| !url.is_empty());
 
     max_head: usize => |config, value| config.http.max_head = value;
     max_target: usize => |config, value| config.http.max_target = value;
@@ -502,6 +525,13 @@ mod tests {
         assert!(load("idle_timeout = 0", &[]).is_err());
         assert!(load("idle_timeout = -1", &[]).is_err());
         assert!(load("domain = 'a b'", &[]).is_err());
+        let refuses =
+            ["relay.example", "ftp://relay.example", "https://u@relay.example", "https://a/?b", "https:// a"];
+        for url in refuses {
+            assert!(load(&format!("drain_to = '{url}'"), &[]).is_err(), "{url}");
+        }
+        let config = load("", &[("RELAY_DRAIN_TO", "https://next.example/relay")]).unwrap();
+        assert_eq!(config.drain_to.as_deref(), Some("https://next.example/relay"));
     }
 
     #[test]

@@ -21,6 +21,13 @@ const MAC: usize = 16;
 /// Bytes of a place in the list: the length of an ID, and the ID.
 const PLAIN: usize = 1 + MAX_ID;
 
+/// A place among all events: in the log of presence, and in that of what became of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) presence: u64,
+    pub(crate) outcomes: u64,
+}
+
 /// Finds devices for callers.
 #[derive(Clone)]
 pub(crate) struct Directory {
@@ -170,15 +177,20 @@ impl Directory {
         DeviceId::new(std::str::from_utf8(id).ok()?).ok()
     }
 
-    /// A position among all events, as `principal` may hold it: the number itself would tell how many events there were
-    /// that it must not know of.
-    pub(crate) fn seal_position(&self, position: u64, principal: &Principal) -> String {
-        self.seal(position.to_be_bytes(), &format!("events {principal:?}"))
+    /// A position among all events, as `principal` may hold it: the numbers themselves would tell how many events there
+    /// were that it must not know of.
+    pub(crate) fn seal_position(&self, position: Position, principal: &Principal) -> String {
+        let mut place = [0; 16];
+        place[..8].copy_from_slice(&position.presence.to_be_bytes());
+        place[8..].copy_from_slice(&position.outcomes.to_be_bytes());
+        self.seal(place, &format!("events {principal:?}"))
     }
 
     /// The position that was given to `principal` so; `None` if that is none of its own.
-    pub(crate) fn open_position(&self, id: &str, principal: &Principal) -> Option<u64> {
-        self.open(id, &format!("events {principal:?}")).map(u64::from_be_bytes)
+    pub(crate) fn open_position(&self, id: &str, principal: &Principal) -> Option<Position> {
+        let place: [u8; 16] = self.open(id, &format!("events {principal:?}"))?;
+        let both = u128::from_be_bytes(place);
+        Some(Position { presence: (both >> 64) as u64, outcomes: both as u64 })
     }
 }
 
@@ -303,9 +315,13 @@ mod tests {
     #[tokio::test]
     async fn t6_a_position_among_events_is_good_for_its_holder_alone() {
         let (directory, principal) = directory(0).await;
-        let id = directory.seal_position(1 << 40, &principal);
-        assert_eq!(directory.open_position(&id, &principal), Some(1 << 40));
-        assert_ne!(id, directory.seal_position((1 << 40) + 1, &principal));
+        let position = Position { presence: 1 << 40, outcomes: 7 };
+        let id = directory.seal_position(position, &principal);
+        assert_eq!(directory.open_position(&id, &principal), Some(position));
+        for other in [Position { presence: (1 << 40) + 1, ..position }, Position { outcomes: 8, ..position }]
+        {
+            assert_ne!(id, directory.seal_position(other, &principal));
+        }
         let other = Principal::Service(KeyId::new("other").unwrap());
         assert_eq!(directory.open_position(&id, &other), None);
         for odd in ["", "1", "ü", &id[1..], &format!("{id}A"), &id.to_lowercase()] {

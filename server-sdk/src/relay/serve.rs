@@ -98,6 +98,7 @@ pub struct Server {
     key_file: Option<PathBuf>,
     drain_grace: Duration,
     drain_retry_after: Duration,
+    drain_to: Option<Box<str>>,
     revived: Vec<Revived>,
 }
 
@@ -160,6 +161,7 @@ impl Server {
         data: Option<&Path>,
     ) -> Result<Self, ServeError> {
         let (finished_for, finished_max) = (config.relay.finished_for, config.relay.finished_max);
+        let watcher_behind = config.relay.watcher_behind;
         let ids = MacRequestIds::new(store.secret("request-ids").await?.expose());
         let mut relay = Relay::builder().config(config.relay).request_ids(Arc::new(ids));
         if let Some(translate) = translate {
@@ -189,7 +191,9 @@ impl Server {
         let revived = jobs.recover().await;
         let managers = (manager, ws_manager);
         let http = (config.http, config.trusted_proxies);
-        let app = Arc::new(App::new(relay, store, auth, directory, managers, (documents, jobs), http));
+        let documents = (documents, jobs);
+        let app = App::new(relay, store, auth, directory, managers, documents, http, watcher_behind);
+        let app = Arc::new(app);
         let mut listeners = Vec::new();
         let mut addresses = Vec::new();
         for address in config.listen {
@@ -208,6 +212,7 @@ impl Server {
             key_file: None,
             drain_grace: config.drain_grace,
             drain_retry_after: config.drain_retry_after,
+            drain_to: config.drain_to,
             revived,
         })
     }
@@ -253,7 +258,9 @@ impl Server {
     /// # Cancel safety
     /// Dropped, it closes its addresses and connections at once, without draining.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { app, listeners, bosh, ws, room, drain_grace, drain_retry_after, revived, .. } = self;
+        let Self {
+            app, listeners, bosh, ws, room, drain_grace, drain_retry_after, drain_to, revived, ..
+        } = self;
         let _cut = Cut(app.clone());
         let room = Arc::new(Semaphore::new(room));
         let mut accepting = JoinSet::new();
@@ -270,7 +277,7 @@ impl Server {
         shutdown.await;
         tracing::info!("draining");
         app.stop();
-        app.relay.shutdown(drain_grace, drain_retry_after).await;
+        app.relay.shutdown(drain_grace, drain_retry_after, drain_to.as_deref()).await;
         // Until here, health was still to be asked, and responses to be brought.
         accepting.shutdown().await;
         app.close(LAST_WORDS).await;

@@ -189,10 +189,15 @@ impl Machine {
 
     /// The owner ends the session.
     pub fn close(&mut self, reason: CloseReason, now: Instant) {
-        if let CloseReason::Drain { retry_after } | CloseReason::Overloaded { retry_after } = reason {
-            self.push(&Envelope::Drain { retry_after, to: None }, now);
+        let (code, words) = close::of_reason(&reason, self.link.is_relay());
+        let come_back = match reason {
+            CloseReason::Drain { retry_after, to } => Some((retry_after, to)),
+            CloseReason::Overloaded { retry_after } => Some((retry_after, None)),
+            _ => None,
+        };
+        if let Some((retry_after, to)) = come_back {
+            self.push(&Envelope::Drain { retry_after, to: to.as_deref().map(Into::into) }, now);
         }
-        let (code, words) = close::of_reason(reason, self.link.is_relay());
         self.link.take_leave(code, words, now);
     }
 

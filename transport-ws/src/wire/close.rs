@@ -33,7 +33,7 @@ pub const fn may_travel(code: u16) -> bool {
 }
 
 /// The code and words with which the relay (or, if not `relay`, a device) closes for `reason`.
-pub const fn of_reason(reason: CloseReason, relay: bool) -> (u16, &'static str) {
+pub const fn of_reason(reason: &CloseReason, relay: bool) -> (u16, &'static str) {
     match reason {
         CloseReason::Drain { .. } => (RESTART, "the relay restarts"),
         CloseReason::Replaced => (REPLACED, "a newer session of this device took over"),
@@ -90,7 +90,10 @@ mod tests {
         let later = Duration::from_secs(7);
         for (reason, heard) in [
             (CloseReason::Shutdown, EndReason::Goodbye),
-            (CloseReason::Drain { retry_after: later }, EndReason::Drain { retry_after: Some(later) }),
+            (
+                CloseReason::Drain { retry_after: later, to: None },
+                EndReason::Drain { retry_after: Some(later) },
+            ),
             (CloseReason::Replaced, EndReason::Replaced),
             (CloseReason::Revoked, EndReason::Revoked),
             (
@@ -99,11 +102,11 @@ mod tests {
             ),
             (CloseReason::Misbehaved, EndReason::Misbehaved),
         ] {
-            let (code, _) = of_reason(reason, true);
+            let (code, _) = of_reason(&reason, true);
             assert!(may_travel(code));
             assert_eq!(end_at_device(Some(code), Some(later)), heard);
         }
-        assert_eq!(end_at_relay(Some(of_reason(CloseReason::Shutdown, false).0)), EndReason::Goodbye);
+        assert_eq!(end_at_relay(Some(of_reason(&CloseReason::Shutdown, false).0)), EndReason::Goodbye);
         assert_eq!(end_at_relay(None), EndReason::Goodbye);
         assert_eq!(end_at_relay(Some(PROTOCOL)), EndReason::Misbehaved);
     }

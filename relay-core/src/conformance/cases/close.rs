@@ -23,7 +23,7 @@ pub async fn by_the_relay<H: Harness>(harness: &H) {
     relay.attached().await;
     relay.send([request(&device.device, 0, None)]).await.expect("the relay may push");
     device.receive(1).await;
-    relay.close(CloseReason::Drain { retry_after: std::time::Duration::from_secs(3) }).await;
+    relay.close(CloseReason::Drain { retry_after: std::time::Duration::from_secs(3), to: None }).await;
     let reason = device.ended().await;
     assert!(matches!(reason, EndReason::Drain { .. }), "{reason:?}");
 }

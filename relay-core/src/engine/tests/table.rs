@@ -462,8 +462,8 @@ fn l2_a_relay_that_stops_ends_every_call_and_every_session() {
     let mut errors = world.errors();
     errors.sort_by_key(|(waiter, _)| *waiter);
     assert_eq!(errors, [(1, RequestError::DeviceTimeout { received: false }), (2, RequestError::Draining)]);
-    let reason = CloseReason::Drain { retry_after: secs(3) };
-    world.shard.close_sessions(reason);
+    let reason = CloseReason::Drain { retry_after: secs(3), to: None };
+    world.shard.close_sessions(reason.clone());
     world.effects();
     assert_eq!(world.closed, [(key.number, reason)]);
 }

@@ -40,9 +40,10 @@ use crate::{
     request::{Call, Request, Response, Status},
 };
 
-/// The longest trace context and the longest URL, in bytes; longer ones are not taken.
+/// The longest trace context, in bytes; longer ones are not taken.
 const MAX_TRACE_CONTEXT: usize = 128;
-const MAX_URL: usize = 2048;
+/// The longest URL, in bytes; longer ones are not taken.
+pub const MAX_URL: usize = 2048;
 
 /// What an element of our namespace says.
 #[derive(Debug, Clone, PartialEq, Eq)]

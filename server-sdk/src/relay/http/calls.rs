@@ -24,6 +24,7 @@ use super::{
     App, Call, RELAY_OUTCOME, RELAY_REQUEST_ID, access,
     body::{self, Reply, ReplyBody},
     expect_json, now,
+    outcomes::Noted,
     problem::{Code, Problem, shown},
     route::{Query, Target},
     text_of,
@@ -134,6 +135,7 @@ struct Ready {
     /// The wait in force, if the caller named one.
     applied: Option<Duration>,
     ticket: Option<access::Ticket>,
+    noted: Option<Box<Noted>>,
 }
 
 impl Ready {
@@ -145,12 +147,13 @@ impl Ready {
     ) -> Result<Self, Problem> {
         let ticket = access::Ticket::take(app, principal)?;
         request.traceparent = options.traceparent;
+        let noted = app.outcomes.note(principal, &request);
         let mut call = RelayCall::new(request);
         if let Some(wait) = options.wait {
             call = call.with_wait(wait);
         }
         let applied = options.wait.map(|_| call.wait);
-        Ok(Self { call, applied, ticket })
+        Ok(Self { call, applied, ticket, noted })
     }
 }
 
@@ -159,22 +162,28 @@ fn counted(
     app: Arc<App>,
     understood: impl Future<Output = Result<Ready, Problem>> + Send,
 ) -> impl Future<Output = Result<Reply, Problem>> + Send {
-    let mut count = Count { app, start: now(), outcome: None };
+    let mut count = Count { app, start: now(), outcome: None, noted: None };
     // In a box of its own, which is gone while the answer is awaited: that wait is to cost little.
     let understood = Box::pin(understood);
     async move {
         let result = match understood.await {
-            Ok(Ready { call, applied, ticket }) => match count.app.relay.request(call).await {
-                Ok(answer) => reply(answer.id, answer.response, applied).map(|mut reply| {
-                    reply.body_mut().hold(ticket);
-                    reply
-                }),
-                Err(error) => Err(Problem::from(error)),
-            },
+            Ok(Ready { call, applied, ticket, noted }) => {
+                count.noted = noted;
+                match count.app.relay.request(call).await {
+                    Ok(answer) => reply(answer.id, answer.response, applied).map(|mut reply| {
+                        reply.body_mut().hold(ticket);
+                        reply
+                    }),
+                    Err(error) => Err(Problem::from(error)),
+                }
+            }
             Err(problem) => Err(problem),
         };
         let result = result.map_err(Problem::of_call);
         count.outcome = Some(result.as_ref().map_or_else(Problem::outcome, |_| Outcome::Answered));
+        if let Some(noted) = count.noted.take() {
+            noted.ended(&count.app, &result);
+        }
         drop(count);
         result
     }
@@ -186,6 +195,8 @@ struct Count {
     start: Instant,
     /// `None` until there is one.
     outcome: Option<Outcome>,
+    /// Where it is to be written down, if anywhere.
+    noted: Option<Box<Noted>>,
 }
 
 impl Drop for Count {
@@ -194,6 +205,9 @@ impl Drop for Count {
         match self.outcome {
             Some(outcome) => self.app.metrics.call(outcome, took),
             None => self.app.metrics.cancelled(took),
+        }
+        if let Some(noted) = self.noted.take() {
+            noted.cancelled(&self.app);
         }
     }
 }

@@ -193,7 +193,7 @@ async fn offer(
     }
     let (jobs, app, running) = (app.jobs.clone(), app.clone(), tracked.clone());
     tokio::spawn(async move {
-        let outcome = jobs.run(job, running).await;
+        let (outcome, ()) = tokio::join!(jobs.run(job, running.clone()), app.outcomes.follow(&app, &running));
         app.metrics.call(outcome, start.elapsed());
         drop(ticket);
     });
@@ -565,7 +565,9 @@ pub(crate) fn revive(app: &Arc<App>, revived: Vec<Revived>) {
         let app = app.clone();
         tokio::spawn(async move {
             let start = now();
-            let outcome = app.jobs.revive(&app.relay, revived).await;
+            let job = revived.tracked.clone();
+            let revived = app.jobs.revive(&app.relay, revived);
+            let (outcome, ()) = tokio::join!(revived, app.outcomes.follow(&app, &job));
             app.metrics.call(outcome, start.elapsed());
         });
     }

@@ -26,6 +26,7 @@ mod link;
 pub(crate) mod listen;
 mod metrics;
 mod origin;
+mod outcomes;
 mod page;
 mod peer;
 mod problem;
@@ -94,6 +95,7 @@ pub(crate) struct App {
     http: http1::Builder,
     door: Arc<Door>,
     metrics: Metrics,
+    outcomes: Arc<outcomes::Outcomes>,
     reading: body::Reading,
     in_flight: access::InFlight,
     directory: Directory,
@@ -110,6 +112,7 @@ impl App {
         (bosh, ws): (ConnectionManager, WsManager),
         (documents, jobs): (Documents, Arc<Jobs>),
         (limits, trusted_proxies): (HttpLimits, Vec<IpAddr>),
+        watcher_behind: usize,
     ) -> Self {
         Self {
             books: Books::new(relay.clone(), store.clone()),
@@ -125,6 +128,7 @@ impl App {
             http: connection::builder(&limits),
             door: Arc::new(Door::new(limits.max_strangers, limits.head_timeout)),
             metrics: Metrics::default(),
+            outcomes: Arc::new(outcomes::Outcomes::new(watcher_behind)),
             reading: body::Reading::new(limits.max_reading),
             in_flight: access::InFlight::new(limits.service_in_flight),
             directory,
@@ -137,6 +141,7 @@ impl App {
     /// From now on the server is not ready for new work.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Relaxed);
+        self.outcomes.end();
     }
 
     /// Lets every connection finish what runs on it, and cuts those that take longer than `grace`.

@@ -224,6 +224,11 @@ impl Problem {
         self.code
     }
 
+    /// The request that it is about, if the relay gave it an ID.
+    pub(super) fn request(&self) -> Option<&RequestId> {
+        self.extra.as_ref()?.request.as_ref()
+    }
+
     /// What went wrong, in words.
     pub(super) fn detail(&self) -> &str {
         &self.detail

@@ -94,8 +94,8 @@ impl Session {
         }
         let (condition, piece) = match reason {
             CloseReason::Shutdown => (TerminalCondition::SystemShutdown, None),
-            CloseReason::Drain { retry_after } => {
-                (TerminalCondition::SystemShutdown, state.come_back(retry_after))
+            CloseReason::Drain { retry_after, to } => {
+                (TerminalCondition::SystemShutdown, state.come_back(retry_after, to.as_deref()))
             }
             CloseReason::Replaced => {
                 (TerminalCondition::RemoteStreamError, Some(StreamError::Conflict.to_piece()))
@@ -104,7 +104,7 @@ impl Session {
                 (TerminalCondition::RemoteStreamError, Some(StreamError::NotAuthorized.to_piece()))
             }
             CloseReason::Overloaded { retry_after } => {
-                (TerminalCondition::PolicyViolation, state.come_back(retry_after))
+                (TerminalCondition::PolicyViolation, state.come_back(retry_after, None))
             }
             _ => (TerminalCondition::PolicyViolation, None),
         };
@@ -114,11 +114,11 @@ impl Session {
 }
 
 impl State {
-    /// When to come back: for devices of ours as `<drain/>`, for HTTP as Retry-After.
-    fn come_back(&mut self, retry_after: Duration) -> Option<Piece> {
+    /// When to come back, and where: for devices of ours as `<drain/>`, for HTTP as Retry-After.
+    fn come_back(&mut self, retry_after: Duration, to: Option<&str>) -> Option<Piece> {
         let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
         self.retry_after = Some(u32::try_from(seconds).unwrap_or(u32::MAX));
-        self.stream.encode(&Envelope::Drain { retry_after, to: None }, now())
+        self.stream.encode(&Envelope::Drain { retry_after, to: to.map(Into::into) }, now())
     }
 }
 

@@ -176,7 +176,7 @@ proptest! {
         before in proptest::collection::vec(step(), 0..30),
         reason in prop_oneof![
             Just(CloseReason::Shutdown),
-            Just(CloseReason::Drain { retry_after: Duration::from_secs(9) }),
+            Just(CloseReason::Drain { retry_after: Duration::from_secs(9), to: None }),
             Just(CloseReason::Replaced),
             Just(CloseReason::Revoked),
             Just(CloseReason::Overloaded { retry_after: Duration::from_secs(9) }),
@@ -190,7 +190,7 @@ proptest! {
                 _ => {}
             }
         }
-        pair.sides[0].machine.close(reason, pair.now);
+        pair.sides[0].machine.close(reason.clone(), pair.now);
         pair.drain();
         prop_assert_eq!(pair.sides[0].ended, Some(EndReason::Closed));
         pair.sides[1].machine.end_of_stream();

@@ -308,7 +308,7 @@ fn c3_a_peer_that_answers_no_close_is_left_after_3_s() {
 fn c1_what_still_came_before_the_peers_close_is_heard() {
     let mut rig = Rig::relay();
     rig.machine.push(&request(0, 10, rig.now + secs(60)), rig.now);
-    rig.machine.close(CloseReason::Drain { retry_after: secs(5) }, rig.now);
+    rig.machine.close(CloseReason::Drain { retry_after: secs(5), to: None }, rig.now);
     rig.settle();
     let texts: Vec<_> = rig.wrote.iter().filter(|wrote| matches!(wrote, Received::Text(_))).collect();
     assert_eq!(texts.len(), 2, "the request, and when to come back");
