@@ -66,8 +66,9 @@ def body_of(node):
     if found is None:
         return None
     text = found.text or ""
-    data = base64.b64decode(text) if found.get("encoding") == "base64" else text.encode()
-    return data, found.get("type", "application/octet-stream")
+    if found.get("encoding") == "base64":
+        return base64.b64decode(text), found.get("type", "application/octet-stream")
+    return text.encode(), found.get("type", "text/plain; charset=utf-8")
 
 
 def put_body(node, data, media_type):
