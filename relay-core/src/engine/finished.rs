@@ -1,11 +1,13 @@
 //! What became of requests that are over, so that a late, repeated or foreign response gets its true verdict.
 //!
-//! There may be very many, so each is kept as a 128-bit keyed hash of its ID. IDs that could be made to collide never
-//! come this far: the engine's shell looks up those alone that it issued.
+//! There may be very many, and one is added with every request, so each is kept as a 64-bit keyed hash of its ID, in
+//! two generations: the older one is forgotten whole once the younger is full or old, and no queue says who is next.
+//! IDs that could be made to collide never come this far: the engine's shell looks up those alone that it issued.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    hash::BuildHasher,
+    collections::HashMap,
+    hash::{BuildHasher, BuildHasherDefault, Hasher},
+    mem,
     time::{Duration, Instant},
 };
 
@@ -16,49 +18,94 @@ use crate::{ids::RequestId, outcome::Disposition};
 
 #[derive(Debug)]
 pub(crate) struct Finished {
-    by_print: HashMap<u128, Entry, RandomState>,
-    order: VecDeque<(Instant, u128)>,
-    hashers: [RandomState; 2],
+    younger: Generation,
+    older: Generation,
+    hasher: RandomState,
     keep: Duration,
     max: usize,
+}
+
+/// Requests that ended one after the other.
+#[derive(Debug, Default)]
+struct Generation {
+    /// When the first of them did.
+    since: Option<Instant>,
+    entries: HashMap<u64, Entry, BuildHasherDefault<Print>>,
 }
 
 #[derive(Debug)]
 struct Entry {
     device: DeviceKey,
+    /// Milliseconds after its generation began.
+    at: u32,
     answered: bool,
 }
 
-impl Finished {
-    pub(crate) fn new(keep: Duration, max: usize) -> Self {
-        Self {
-            by_print: HashMap::default(),
-            order: VecDeque::new(),
-            hashers: [RandomState::default(), RandomState::default()],
-            keep,
-            max,
-        }
+/// The hash of a number that is a keyed hash already.
+#[derive(Debug, Default)]
+struct Print(u64);
+
+impl Hasher for Print {
+    fn finish(&self) -> u64 {
+        self.0
     }
 
-    fn print(&self, id: &RequestId) -> u128 {
-        let [high, low] = self.hashers.each_ref().map(|hasher| u128::from(hasher.hash_one(id)));
-        high << 64 | low
+    fn write(&mut self, bytes: &[u8]) {
+        debug_assert!(false, "prints alone are hashed with it, not {bytes:?}");
+    }
+
+    fn write_u64(&mut self, print: u64) {
+        self.0 = print;
+    }
+}
+
+impl Generation {
+    fn age(&self, now: Instant) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    /// Empty, with the room that it has if as much is likely to be needed again.
+    fn emptied(mut self, needed: usize) -> Self {
+        if self.entries.capacity() / 4 > needed {
+            return Self::default();
+        }
+        self.entries.clear();
+        Self { since: None, ..self }
+    }
+}
+
+impl Finished {
+    /// Remembers each for `keep`, unless more than `max` others came after it.
+    pub(crate) fn new(keep: Duration, max: usize) -> Self {
+        Self {
+            younger: Generation::default(),
+            older: Generation::default(),
+            hasher: RandomState::default(),
+            keep,
+            max: max.max(1),
+        }
     }
 
     pub(crate) fn remember(&mut self, now: Instant, id: &RequestId, device: DeviceKey, answered: bool) {
         self.expire(now);
-        while self.order.len() >= self.max.max(1) {
-            self.forget_oldest();
+        if self.younger.entries.len() >= self.max {
+            self.begin();
         }
-        let print = self.print(id);
-        self.order.push_back((now, print));
-        self.by_print.insert(print, Entry { device, answered });
+        self.younger.since.get_or_insert(now);
+        let at = u32::try_from(self.younger.age(now).as_millis()).unwrap_or(u32::MAX);
+        self.younger.entries.insert(self.hasher.hash_one(id), Entry { device, at, answered });
     }
 
     /// The verdict on a response of `device`; `None` is one that this shard does not know.
     pub(crate) fn verdict(&mut self, now: Instant, device: Option<DeviceKey>, id: &RequestId) -> Disposition {
         self.expire(now);
-        match self.by_print.get(&self.print(id)) {
+        let print = self.hasher.hash_one(id);
+        let found = [&self.younger, &self.older].into_iter().find_map(|generation| {
+            let entry = generation.entries.get(&print)?;
+            let ended = Duration::from_millis(entry.at.into());
+            (generation.age(now) < ended.saturating_add(self.keep)).then_some(entry)
+        });
+        match found {
             None => Disposition::Unknown,
             Some(entry) if Some(entry.device) != device => Disposition::Forbidden,
             Some(Entry { answered: true, .. }) => Disposition::AlreadyAnswered,
@@ -66,20 +113,66 @@ impl Finished {
         }
     }
 
+    /// Begins a generation if the younger one is old, and forgets what nobody can ask for any more.
     fn expire(&mut self, now: Instant) {
-        while self.order.front().is_some_and(|(at, _)| *at + self.keep <= now) {
-            self.forget_oldest();
+        if self.younger.age(now) >= self.keep {
+            self.begin();
+        }
+        if self.older.age(now) >= self.keep.saturating_mul(2) {
+            self.older = Generation::default();
         }
     }
 
-    fn forget_oldest(&mut self) {
-        if let Some((_, print)) = self.order.pop_front() {
-            self.by_print.remove(&print);
+    fn begin(&mut self) {
+        let older = mem::take(&mut self.younger);
+        let needed = older.entries.len();
+        self.younger = mem::replace(&mut self.older, older).emptied(needed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: usize) -> RequestId {
+        RequestId::new(&format!("r{number}")).unwrap()
+    }
+
+    #[test]
+    fn q4_each_is_remembered_for_its_time_and_no_longer() {
+        let (start, keep) = (Instant::now(), Duration::from_secs(10));
+        let mut finished = Finished::new(keep, 1_000);
+        let at = |tenths: usize| start + Duration::from_millis(tenths as u64 * 100);
+        for number in 0..400 {
+            finished.remember(at(number), &id(number), DeviceKey(1), number % 2 == 0);
+            for asked in [number, number.saturating_sub(99), number.saturating_sub(100)] {
+                let verdict = finished.verdict(at(number), Some(DeviceKey(1)), &id(asked));
+                let wanted = match (number - asked < 100, asked % 2 == 0) {
+                    (false, _) => Disposition::Unknown,
+                    (true, true) => Disposition::AlreadyAnswered,
+                    (true, false) => Disposition::TooLate,
+                };
+                assert_eq!(verdict, wanted, "{asked} at {number}");
+            }
         }
-        // Given back in steps, so that a burst's memory does not stay for good.
-        if self.order.capacity() > 64 && self.order.len() < self.order.capacity() / 4 {
-            self.order.shrink_to(self.order.capacity() / 2);
-            self.by_print.shrink_to(self.by_print.capacity() / 2);
+        assert_eq!(finished.verdict(at(5_000), Some(DeviceKey(1)), &id(399)), Disposition::Unknown);
+        assert_eq!(
+            finished.older.entries.capacity() + finished.younger.entries.len(),
+            0,
+            "its room is given back"
+        );
+    }
+
+    #[test]
+    fn q4_of_very_many_the_latest_are_remembered() {
+        let mut finished = Finished::new(Duration::from_secs(600), 100);
+        let now = Instant::now();
+        for number in 0..1_000 {
+            finished.remember(now, &id(number), DeviceKey(1), true);
+            let latest = finished.verdict(now, Some(DeviceKey(1)), &id(number.saturating_sub(100)));
+            assert_eq!(latest, Disposition::AlreadyAnswered);
+            assert!(finished.younger.entries.len() + finished.older.entries.len() <= 200);
         }
+        assert_eq!(finished.verdict(now, Some(DeviceKey(1)), &id(700)), Disposition::Unknown);
     }
 }
