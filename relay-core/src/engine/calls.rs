@@ -219,7 +219,7 @@ impl<W, H: Clone> Shard<W, H> {
         device.in_flight.retain(|other| *other != id);
         device.resend.retain(|other| *other != id);
         if device.in_flight.is_empty() {
-            device.in_flight = Vec::new();
+            device.in_flight.shrink_to_fit();
         }
         if let Some(session) = device.session.as_mut() {
             session.outbox.remove(room, &id);
@@ -240,14 +240,14 @@ impl<W, H: Clone> Shard<W, H> {
             let entry = session.outbox.take(room)?;
             session.taken += 1;
             match entry {
-                Entry::Control(envelope) => return Some(envelope),
+                Entry::Control(envelope) => return Some(*envelope),
                 Entry::Request(id) => {
                     let Some(pending) = self.pending.get_mut(&id) else {
                         session.taken -= 1;
                         continue;
                     };
                     pending.sent = true;
-                    session.unconfirmed.push_back((session.taken, id.clone()));
+                    session.unconfirmed.push((session.taken, id.clone()));
                     let (request, deadline) = (Arc::clone(&pending.request), pending.deadline);
                     return Some(Envelope::Request { id, request, deadline });
                 }

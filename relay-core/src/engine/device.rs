@@ -1,9 +1,8 @@
 //! What a shard keeps of one device and its session. Small: there is one per known device.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
 
 use super::{outbox::Outbox, timers::TimerKey};
 use crate::{
@@ -34,7 +33,7 @@ pub(crate) struct Device<H> {
     /// The IDs of the last session that ended, which a new one may ask to go on with.
     pub(crate) former: Vec<SessionId>,
     /// Requests in flight, in the order of their calls.
-    pub(crate) in_flight: Vec<RequestId>,
+    pub(crate) in_flight: SmallVec<[RequestId; 1]>,
     /// Requests that were sent and are to be sent again on the next session.
     pub(crate) resend: Vec<RequestId>,
     pub(crate) openings: Bucket,
@@ -51,7 +50,7 @@ impl<H> Device<H> {
             state: State::Offline,
             session: None,
             former: Vec::new(),
-            in_flight: Vec::new(),
+            in_flight: SmallVec::new(),
             resend: Vec::new(),
             openings: Bucket::default(),
             silence: None,
@@ -83,7 +82,7 @@ pub(crate) struct Session<H> {
     pub(crate) pumping: bool,
     pub(crate) taken: u64,
     /// Requests taken and not confirmed, by their numbers.
-    pub(crate) unconfirmed: VecDeque<(u64, RequestId)>,
+    pub(crate) unconfirmed: SmallVec<[(u64, RequestId); 1]>,
 }
 
 /// A token bucket. Full until first used.

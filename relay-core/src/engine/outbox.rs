@@ -5,6 +5,8 @@
 
 use std::collections::VecDeque;
 
+use smallvec::SmallVec;
+
 use crate::{envelope::Envelope, ids::RequestId};
 
 /// Envelopes other than requests that may wait: verdicts, cancellations, pongs.
@@ -13,12 +15,13 @@ pub(crate) const MAX_CONTROL: usize = 256;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Entry {
     Request(RequestId),
-    Control(Envelope),
+    /// In a box: most entries are requests, and a place is made for each.
+    Control(Box<Envelope>),
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
-    entries: VecDeque<(usize, Entry)>,
+    entries: SmallVec<[(usize, Entry); 1]>,
     overflow: VecDeque<(usize, RequestId)>,
     requests: usize,
     bytes: usize,
@@ -37,7 +40,7 @@ impl Outbox {
     }
 
     pub(crate) fn next_cost(&self) -> Option<usize> {
-        self.entries.front().map(|(cost, _)| *cost)
+        self.entries.first().map(|(cost, _)| *cost)
     }
 
     fn fits(&self, room: Room, cost: usize) -> bool {
@@ -56,7 +59,7 @@ impl Outbox {
     fn admit(&mut self, id: RequestId, cost: usize) {
         self.requests += 1;
         self.bytes += cost;
-        self.entries.push_back((cost, Entry::Request(id)));
+        self.entries.push((cost, Entry::Request(id)));
     }
 
     pub(crate) fn has_control_room(&self) -> bool {
@@ -67,13 +70,16 @@ impl Outbox {
     pub(crate) fn push_control(&mut self, envelope: Envelope) -> bool {
         let room = self.has_control_room();
         if room {
-            self.entries.push_back((envelope.cost(), Entry::Control(envelope)));
+            self.entries.push((envelope.cost(), Entry::Control(Box::new(envelope))));
         }
         room
     }
 
     pub(crate) fn take(&mut self, room: Room) -> Option<Entry> {
-        let (cost, entry) = self.entries.pop_front()?;
+        if self.entries.is_empty() {
+            return None;
+        }
+        let (cost, entry) = self.entries.remove(0);
         if matches!(entry, Entry::Request(_)) {
             self.requests -= 1;
             self.bytes -= cost;
@@ -101,8 +107,8 @@ impl Outbox {
         self.overflow.retain(|(_, waiting)| waiting != id);
         if let Some(index) =
             self.entries.iter().position(|(_, entry)| matches!(entry, Entry::Request(r) if r == id))
-            && let Some((cost, _)) = self.entries.remove(index)
         {
+            let (cost, _) = self.entries.remove(index);
             self.requests -= 1;
             self.bytes -= cost;
             self.promote(room);
@@ -120,10 +126,11 @@ impl Outbox {
         for (_, entry) in self.entries.drain(..) {
             match entry {
                 Entry::Request(id) => requests.push(id),
-                Entry::Control(envelope @ (Envelope::Ack { .. } | Envelope::Cancel { .. })) => {
-                    control.push(envelope)
+                Entry::Control(envelope) => {
+                    if let Envelope::Ack { .. } | Envelope::Cancel { .. } = *envelope {
+                        control.push(*envelope);
+                    }
                 }
-                Entry::Control(_) => {}
             }
         }
         requests.extend(self.overflow.drain(..).map(|(_, id)| id));

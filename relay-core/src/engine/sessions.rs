@@ -89,7 +89,7 @@ impl<W, H: Clone> Shard<W, H> {
             outbox: Outbox::default(),
             pumping: false,
             taken: 0,
-            unconfirmed: std::collections::VecDeque::new(),
+            unconfirmed: smallvec::SmallVec::new(),
         };
         let resumed = resume.is_some_and(|wanted| go_on_with(&mut session, &mut known.former, &wanted));
         // A device that lost its memory has lost its jobs, too; one that has not passes over what it hears twice.
@@ -152,9 +152,8 @@ impl<W, H: Clone> Shard<W, H> {
 
     pub(crate) fn confirmed(&mut self, key: SessionKey, number: u64) {
         if let Some(session) = self.current(key).and_then(|known| known.session.as_mut()) {
-            while session.unconfirmed.front().is_some_and(|(sent, _)| *sent <= number) {
-                session.unconfirmed.pop_front();
-            }
+            let confirmed = session.unconfirmed.iter().take_while(|(sent, _)| *sent <= number).count();
+            drop(session.unconfirmed.drain(..confirmed));
         }
     }
 

@@ -5,6 +5,7 @@ use quick_xml::{
     Reader,
     events::{BytesDecl, BytesStart, Event},
 };
+use smallvec::SmallVec;
 
 use super::{
     XmlError, XmlRule,
@@ -80,9 +81,9 @@ pub(super) fn parse(document: &[u8], limits: &Limits) -> Result<Document, XmlErr
             attributes: Vec::with_capacity(8),
         },
         elements: 0,
-        open: Vec::with_capacity(4),
-        bindings: Vec::with_capacity(4),
-        names: Vec::with_capacity(8),
+        open: SmallVec::new(),
+        bindings: SmallVec::new(),
+        names: SmallVec::new(),
         after_text: false,
     };
     parser.run().map_err(|(rule, offset)| XmlError { rule, offset: offset + skipped })
@@ -110,10 +111,10 @@ struct Parser<'l, 'i> {
     source: &'i str,
     document: Document,
     elements: usize,
-    open: Vec<Open>,
-    bindings: Vec<Binding<'i>>,
+    open: SmallVec<[Open; 4]>,
+    bindings: SmallVec<[Binding<'i>; 4]>,
     /// [`key`] of the local name, and prefix, of each attribute of the tag at hand.
-    names: Vec<(u64, &'i str)>,
+    names: SmallVec<[(u64, &'i str); 8]>,
     /// Whether the last node is text that may go on.
     after_text: bool,
 }

@@ -27,6 +27,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use self::polls::Polls;
 pub use self::{
@@ -87,7 +88,7 @@ pub struct Manager<P> {
     early: Vec<Early<P>>,
     gap_since: Option<Instant>,
     replay: Replay,
-    out: VecDeque<Piece>,
+    out: SmallVec<[Piece; 1]>,
     out_bytes: usize,
     /// Pushes taken into `out`, and of those, how many are still in it.
     pushed: u64,
@@ -109,7 +110,8 @@ pub struct Manager<P> {
     attached: bool,
     backpressure: bool,
     outputs: VecDeque<Output<P>>,
-    farewell: Option<Farewell>,
+    /// In a box: few sessions take leave.
+    farewell: Option<Box<Farewell>>,
 }
 
 #[derive(Debug)]
@@ -143,7 +145,7 @@ impl<P> Manager<P> {
             early: Vec::new(),
             gap_since: None,
             replay: Replay::new(terms.requests.into(), terms.acks),
-            out: VecDeque::new(),
+            out: SmallVec::new(),
             out_bytes: 0,
             pushed: 0,
             unsent: 0,
@@ -250,7 +252,7 @@ impl<P> Manager<P> {
     pub fn send(&mut self, piece: Piece) {
         if !self.is_over() {
             self.out_bytes += piece.xml.len();
-            self.out.push_back(piece);
+            self.out.push(piece);
         }
     }
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::{End, ExchangeId, Farewell, Manager, Output, Paused};
 use crate::{
@@ -69,7 +70,7 @@ impl<P> Manager<P> {
         }
     }
 
-    fn take_out(&mut self) -> Vec<Piece> {
+    fn take_out(&mut self) -> SmallVec<[Piece; 1]> {
         let budget = self.terms.max_body.saturating_sub(body::OVERHEAD);
         let mut size = 0;
         let mut elements = 0;
@@ -84,8 +85,8 @@ impl<P> Manager<P> {
             count += 1;
         }
         self.out_bytes -= size;
-        let pieces: Vec<Piece> = if count == self.out.len() {
-            std::mem::take(&mut self.out).into()
+        let pieces: SmallVec<[Piece; 1]> = if count == self.out.len() {
+            std::mem::take(&mut self.out)
         } else {
             self.out.drain(..count).collect()
         };
@@ -130,7 +131,7 @@ impl<P> Manager<P> {
     pub(super) fn say_goodbye(&mut self) {
         let body =
             body::answer(&AnswerTag { kind: AnswerKind::Terminate(None), ..AnswerTag::default() }, &[]);
-        self.farewell = Some(Farewell { status: 200, body, up_to: self.last });
+        self.farewell = Some(Box::new(Farewell { status: 200, body, up_to: self.last }));
         let mut kind = AnswerKind::Terminate(None);
         let mut pieces = self.take_out();
         let early = std::mem::take(&mut self.early).into_iter().map(|early| early.exchange);
@@ -138,7 +139,7 @@ impl<P> Manager<P> {
             std::mem::take(&mut self.held).into_iter().map(|held| held.exchange).chain(early).collect();
         for exchange in open.into_iter().flatten() {
             let body = body::answer(&AnswerTag { kind, ..AnswerTag::default() }, &pieces);
-            (kind, pieces) = (AnswerKind::Normal, Vec::new());
+            (kind, pieces) = (AnswerKind::Normal, SmallVec::new());
             self.outputs.push_back(Output::Respond { exchange, status: 200, body });
         }
         self.forget(End::Goodbye);
@@ -152,7 +153,8 @@ impl<P> Manager<P> {
             self.outputs.push_back(Output::Respond { exchange, status, body });
             let body = body::terminate(TerminalCondition::OtherRequest);
             self.answer_all(&body);
-            self.farewell = Some(Farewell { status, body: body::terminate(condition), up_to: Rid::MAX });
+            self.farewell =
+                Some(Box::new(Farewell { status, body: body::terminate(condition), up_to: Rid::MAX }));
             self.forget(End::Failed(condition));
         } else {
             self.close(condition, &[], End::Failed(condition));
@@ -166,20 +168,20 @@ impl<P> Manager<P> {
             && let Some(exchange) = self.held[first].exchange.take()
         {
             let mut all = self.take_out();
-            all.extend_from_slice(pieces);
+            all.extend(pieces.iter().cloned());
             let body = body::answer(&tag, &all);
             self.outputs.push_back(Output::Respond { exchange, status, body });
         }
         let body = body::answer(&tag, pieces);
         self.answer_all(&body);
-        self.farewell = Some(Farewell { status, body, up_to: Rid::MAX });
+        self.farewell = Some(Box::new(Farewell { status, body, up_to: Rid::MAX }));
         self.forget(end);
     }
 
     /// The client was silent for too long: its session is as unknown as if it had never been.
     pub(super) fn expire(&mut self) {
         let body = body::terminate(TerminalCondition::ItemNotFound);
-        self.farewell = Some(Farewell { status: 200, body, up_to: Rid::MAX });
+        self.farewell = Some(Box::new(Farewell { status: 200, body, up_to: Rid::MAX }));
         self.forget(End::Silent);
     }
 
@@ -207,7 +209,7 @@ impl<P> Manager<P> {
     pub(super) fn forget(&mut self, end: End) {
         self.held = VecDeque::new();
         self.early = Vec::new();
-        self.out = VecDeque::new();
+        self.out = SmallVec::new();
         self.out_bytes = 0;
         self.replay = Replay::new(0, false);
         self.gap_since = None;
