@@ -10,6 +10,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 /// A climb is by half.
 const CLIMB: f64 = 1.5;
 /// How close survived and cut have to be.
@@ -18,6 +20,13 @@ const CLOSE: f64 = 1.12;
 const UNDER: f64 = 0.97;
 /// A settled interval is doubted after this long: what cut it may be gone.
 const DOUBTED_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// What was learned of one network, in milliseconds: an idle time that connections survive, and one that they do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lesson {
+    survived: u64,
+    cut: u64,
+}
 
 /// Finds the interval.
 #[derive(Debug, Clone)]
@@ -45,15 +54,30 @@ impl Learner {
         self.interval
     }
 
+    /// What was learned, once it is settled.
+    pub(crate) fn lesson(&self) -> Option<Lesson> {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).ok();
+        self.settled_at?;
+        Some(Lesson { survived: millis(self.survived)?, cut: millis(self.cut?)? })
+    }
+
+    /// Begins with what was learned before. What cannot have been is not believed.
+    pub(crate) fn recall(&mut self, lesson: Lesson, now: Instant) {
+        let [survived, cut] = [lesson.survived, lesson.cut].map(Duration::from_millis);
+        if self.shortest <= survived && survived < cut && survived <= self.longest {
+            (self.survived, self.cut) = (survived, Some(cut));
+            self.go_on(now);
+        }
+    }
+
     /// Whether there is nothing to be learned for now.
-    #[cfg(test)]
-    fn is_settled(&self) -> bool {
+    pub(crate) fn is_settled(&self) -> bool {
         self.settled_at.is_some() || self.survived >= self.longest
     }
 
     /// After so long, something still came through.
     pub(crate) fn survived(&mut self, idle: Duration, now: Instant) {
-        let idle = idle.min(self.longest);
+        let idle = whole_millis(idle.min(self.longest));
         if self.settled_at.is_some_and(|at| now.saturating_duration_since(at) >= DOUBTED_AFTER) {
             (self.cut, self.settled_at) = (None, None);
         }
@@ -74,6 +98,7 @@ impl Learner {
             // Not for being idle.
             return;
         }
+        let idle = whole_millis(idle);
         self.settled_at = None;
         self.cut = Some(idle);
         if idle <= self.survived {
@@ -101,6 +126,11 @@ impl Learner {
             }
         };
     }
+}
+
+/// What is remembered is what is known.
+fn whole_millis(time: Duration) -> Duration {
+    time - Duration::from_nanos(u64::from(time.subsec_nanos() % 1_000_000))
 }
 
 #[cfg(test)]
@@ -205,6 +235,49 @@ mod tests {
         let mut network = Network::new(true);
         assert_eq!(network.learn(seconds(100_000)), 0);
         assert_eq!(network.learner.interval(), seconds(900));
+    }
+
+    #[test]
+    fn s4_what_a_network_allows_is_learned_both_ways() {
+        for silent in [false, true] {
+            let mut network = Network::new(silent);
+            for limit in [seconds(30), seconds(300), seconds(20), seconds(700)] {
+                let cuts = network.learn(limit);
+                assert!(cuts <= 5, "{cuts} cuts for {limit:?}");
+                // More is looked for after a day.
+                network.now += DOUBTED_AFTER;
+                let cuts = network.learn(limit);
+                assert!(cuts <= 5, "{cuts} cuts for {limit:?}");
+                let learned = network.learner.interval();
+                assert!(learned < limit && learned > limit.mul_f64(0.85), "{learned:?} for {limit:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn s4_what_was_learned_before_is_begun_with_and_costs_no_cut() {
+        let mut before = Network::new(true);
+        before.learn(seconds(120));
+        let lesson = before.learner.lesson().unwrap();
+        let mut after = Network::new(true);
+        assert_eq!(after.learner.lesson(), None, "nothing was learned yet");
+        after.learner.recall(lesson, after.now);
+        assert_eq!(after.learner.interval(), before.learner.interval());
+        assert_eq!(after.learn(seconds(120)), 0);
+        // And what changed meanwhile is found out.
+        let mut other = Network::new(true);
+        other.learner.recall(lesson, other.now);
+        assert!((1..=5).contains(&other.learn(seconds(25))));
+    }
+
+    #[test]
+    fn s4_what_cannot_have_been_learned_is_not_believed() {
+        for (survived, cut) in [(0, 0), (0, 50_000), (9_000, 12_000), (60_000, 60_000), (u64::MAX, u64::MAX)]
+        {
+            let mut learner = Learner::new(seconds(10), seconds(900), seconds(50));
+            learner.recall(Lesson { survived, cut }, crate::now());
+            assert_eq!(learner.interval(), seconds(50), "{survived} {cut}");
+        }
     }
 
     #[test]

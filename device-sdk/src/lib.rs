@@ -74,7 +74,10 @@ mod error;
 mod event;
 mod handler;
 mod http;
-#[cfg(feature = "ws")]
+#[cfg_attr(
+    not(any(feature = "ws", feature = "bosh")),
+    allow(dead_code, reason = "a connector of one's own learns by itself")
+)]
 mod keepalive;
 mod ledger;
 mod pull;

@@ -17,10 +17,10 @@ use relay_core::{
     auth::Secret,
     ids::{DeviceId, SessionId},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::error::StateError;
+use crate::{error::StateError, keepalive::Lesson};
 
 const MAGIC: &str = "relay-device-state";
 const VERSION: u32 = 1;
@@ -29,6 +29,8 @@ const OLD: &str = "device.state.old";
 const NEW: &str = "device.state.new";
 /// Far more than the state can be; what is larger was not written here.
 const MAX_STATE: u64 = 64 * 1024;
+/// Networks that are remembered: more than a device is carried between.
+const MAX_LESSONS: usize = 16;
 
 /// What is kept.
 #[derive(Clone, Default, Serialize, Deserialize)]
@@ -41,6 +43,18 @@ pub(crate) struct Stored {
     session: Option<String>,
     /// The transport that got through last, by its name.
     pub(crate) transport: Option<String>,
+    /// How long networks leave connections alone, by the way through them; the latest last.
+    #[serde(deserialize_with = "lessons")]
+    lessons: Vec<(String, Lesson)>,
+}
+
+/// What cannot be read costs a few cuts, and not the device's credential beside it.
+fn lessons<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, Lesson)>, D::Error> {
+    let value = serde_json::Value::deserialize(from)?;
+    Ok(serde_json::from_value(value).unwrap_or_else(|error| {
+        tracing::warn!(%error, "what was learned of networks cannot be read, and is forgotten");
+        Vec::new()
+    }))
 }
 
 impl fmt::Debug for Stored {
@@ -56,6 +70,21 @@ impl Stored {
 
     pub(crate) fn session(&self) -> Option<SessionId> {
         self.session.as_deref().and_then(|text| SessionId::new(text).ok())
+    }
+
+    /// What was learned of `way`.
+    #[cfg_attr(not(any(feature = "ws", feature = "bosh")), expect(dead_code, reason = "nothing learns"))]
+    pub(crate) fn lesson(&self, way: &str) -> Option<Lesson> {
+        self.lessons.iter().find(|(of, _)| of == way).map(|(_, lesson)| *lesson)
+    }
+
+    /// Remembers what was learned of `way`, or forgets it.
+    #[cfg_attr(not(any(feature = "ws", feature = "bosh")), expect(dead_code, reason = "nothing learns"))]
+    pub(crate) fn set_lesson(&mut self, way: &str, lesson: Option<Lesson>) {
+        self.lessons.retain(|(of, _)| of != way);
+        self.lessons.extend(lesson.map(|lesson| (way.to_owned(), lesson)));
+        let beyond = self.lessons.len().saturating_sub(MAX_LESSONS);
+        self.lessons.drain(..beyond);
     }
 
     pub(crate) fn set_token(&mut self, token: &Secret) {
@@ -351,6 +380,38 @@ mod tests {
         let (state, damage) = open(folder.path());
         assert_eq!(damage, Some(Damage { recovered: true }));
         assert_eq!(state.read().token().unwrap().expose(), "first");
+    }
+
+    fn lesson(survived: u64) -> Lesson {
+        serde_json::from_value(serde_json::json!({ "survived": survived, "cut": survived + 1 })).unwrap()
+    }
+
+    #[test]
+    fn s4_lessons_survive_a_restart_and_the_latest_few_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, _) = open(folder.path());
+        for n in 0..100 {
+            state.change(|stored| stored.set_lesson(&format!("way {n}"), Some(lesson(n)))).unwrap();
+        }
+        state.change(|stored| stored.set_lesson("way 90", Some(lesson(7)))).unwrap();
+        state.change(|stored| stored.set_lesson("way 99", None)).unwrap();
+        drop(state);
+        let stored = open(folder.path()).0.read();
+        assert_eq!(stored.lesson("way 83"), None);
+        assert_eq!(stored.lesson("way 90"), Some(lesson(7)));
+        assert_eq!(stored.lesson("way 98"), Some(lesson(98)));
+        assert_eq!(stored.lesson("way 99"), None);
+        assert!(stored.lessons.len() <= MAX_LESSONS);
+    }
+
+    #[test]
+    fn s4_lessons_that_cannot_be_read_cost_nothing_else() {
+        for lessons in ["7", "[[1,2]]", r#"{"way":{}}"#, r#"[["way",{"survived":-1}]]"#, "null"] {
+            let json = format!(r#"{{"device":"printer-1","token":"token","lessons":{lessons}}}"#);
+            let stored: Stored = serde_json::from_str(&json).unwrap();
+            assert_eq!(stored.token().unwrap().expose(), "token", "{lessons}");
+            assert!(stored.lessons.is_empty());
+        }
     }
 
     #[test]

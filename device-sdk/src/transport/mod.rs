@@ -4,9 +4,11 @@
 mod auto;
 #[cfg(all(feature = "ws", feature = "bosh"))]
 mod chooser;
-#[cfg(feature = "ws")]
+#[cfg(any(feature = "ws", feature = "bosh"))]
 mod learning;
-#[cfg(feature = "ws")]
+#[cfg(any(feature = "ws", feature = "bosh"))]
+mod network;
+#[cfg(any(feature = "ws", feature = "bosh"))]
 mod observed;
 mod open;
 mod proxy;

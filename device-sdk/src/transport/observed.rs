@@ -13,11 +13,13 @@ use relay_core::{
 /// Who looks. Called from the transport's task and the owner's: returns at once.
 pub(crate) trait Observer: fmt::Debug + Send + Sync + 'static {
     /// The relay said something, and it was taken.
-    fn came(&self, now: Instant);
+    fn came(&self, _: Instant) {}
     /// The transport took something for the relay.
     fn went(&self, _: Instant) {}
+    /// The owner had it go on over a fresh connection.
+    fn refreshed(&self) {}
     /// It is over.
-    fn ended(&self, reason: EndReason, now: Instant);
+    fn ended(&self, _: EndReason, _: Instant) {}
 }
 
 /// `session`, with `observer` looking at it from its start on.
@@ -52,6 +54,7 @@ impl Push for Observed {
 
     fn refresh(&mut self) {
         self.inner.refresh();
+        self.observer.refreshed();
     }
 
     async fn close(&mut self, reason: CloseReason) {

@@ -5,11 +5,13 @@ use std::{sync::Arc, time::Duration};
 use relay_core::transport::Connector;
 use tokio::sync::broadcast::WeakSender;
 
+#[cfg(any(feature = "ws", feature = "bosh"))]
+use super::learning::{Bounds, Keeper, Learning};
+#[cfg(any(feature = "ws", feature = "bosh"))]
+use super::network::Lookout;
+#[cfg(feature = "ws")]
+use super::tunnel::ThroughProxy;
 use super::{Better, Proxy, Transport};
-#[cfg(feature = "ws")]
-use super::{learning::Learning, tunnel::ThroughProxy};
-#[cfg(feature = "ws")]
-use crate::keepalive::Learner;
 use crate::{
     error::StartError,
     event::Event,
@@ -73,6 +75,14 @@ impl Opening {
         }
     }
 
+    /// Between `longest` and the shortest that the device may use.
+    #[cfg(any(feature = "ws", feature = "bosh"))]
+    fn keeper(&self, transport: &'static str, url: &RelayUrl, [first, longest]: [Duration; 2]) -> Keeper {
+        let bounds = Bounds { shortest: self.shortest_keepalive.min(longest), longest, first };
+        let lookout = Lookout::new(transport, url.as_url(), &self.proxy);
+        Keeper::new(bounds, lookout, self.events.clone(), self.state.clone())
+    }
+
     #[cfg(feature = "ws")]
     fn ws(&self, url: &RelayUrl) -> Result<Arc<dyn Connector>, StartError> {
         let mut settings = transport_ws::WsSettings::new(url.join("ws"));
@@ -83,8 +93,8 @@ impl Opening {
             .map_err(|error| StartError::Tls(error.into()))?;
         // Before the device asks whether its session lives, the keep-alive has shown it.
         let longest = self.keepalive * 5 / 6;
-        let learner = Learner::new(self.shortest_keepalive.min(longest), longest, first);
-        Ok(Arc::new(Learning::new(connector, learner, self.events.clone())))
+        let keeper = self.keeper(connector.info().name, url, [first, longest]);
+        Ok(Arc::new(Learning::new(connector, Arc::new(keeper))))
     }
 
     /// XMPP over BOSH, beside the relay's API.
@@ -95,11 +105,15 @@ impl Opening {
         settings.proxy = self.proxy.of_bosh();
         let connector = transport_bosh::client::BoshConnector::with_http(settings)
             .map_err(|error| StartError::Tls(error.into()))?;
-        // A keep-alive repeats the held request, which the relay then holds anew, and it ends a session over ten repeats of
-        // one RID (XEP-0124 §14.3). Held no longer than a keep-alive, none is repeated that often.
-        let keepalive = self.keepalive;
-        let connector = connector.with_settings(|bosh| bosh.wait = bosh.wait.min(keepalive));
-        Ok(Arc::new(connector.with_domain(self.domain.clone())))
+        // A survival notification repeats the held request, which the relay then holds anew, and it ends a session over
+        // ten repeats of one RID (XEP-0124 §14.3). Held no longer than from one to the next, none is repeated that often.
+        let mut longest = self.keepalive;
+        let connector = connector.with_domain(self.domain.clone()).with_settings(|bosh| {
+            bosh.wait = bosh.wait.min(longest);
+            longest = bosh.wait;
+        });
+        let keeper = Arc::new(self.keeper(connector.info().name, url, [longest, longest]));
+        Ok(Arc::new(Learning::new(connector.with_idle_watch(keeper.clone()), keeper)))
     }
 }
 

@@ -3,6 +3,8 @@
 //! Which proxy, if any, is decided as every HTTP client decides it, for the device's HTTP by reqwest, for its WebSockets
 //! as there.
 
+#[cfg(any(feature = "ws", feature = "bosh"))]
+use hyper_util::client::proxy::matcher::Matcher;
 use relay_core::auth::Secret;
 use reqwest::Url;
 
@@ -34,6 +36,16 @@ impl Proxy {
                 wrong("there is something after its host")
             }
             Ok(_) => Ok(()),
+        }
+    }
+
+    /// What says which one is taken for a target; `None`: none for any.
+    #[cfg(any(feature = "ws", feature = "bosh"))]
+    pub(super) fn matcher(&self) -> Option<Matcher> {
+        match self {
+            Self::Environment => Some(Matcher::from_env()),
+            Self::Direct => None,
+            Self::Url(url) => Some(Matcher::builder().all(url.expose()).build()),
         }
     }
 

@@ -27,11 +27,7 @@ impl fmt::Debug for ThroughProxy {
 
 impl ThroughProxy {
     pub(crate) fn new(proxy: &Proxy) -> Self {
-        Self(match proxy {
-            Proxy::Environment => Some(Matcher::from_env()),
-            Proxy::Direct => None,
-            Proxy::Url(url) => Some(Matcher::builder().all(url.expose()).build()),
-        })
+        Self(proxy.matcher())
     }
 
     fn proxy_for(&self, target: &Target) -> Option<Intercept> {

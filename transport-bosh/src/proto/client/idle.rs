@@ -55,7 +55,7 @@ impl ClientMachine {
             return None;
         };
         // Each repeat gets twice the time of the one before.
-        let patience = self.settings.margin * (1 << held.posts.saturating_sub(1).min(3));
+        let patience = self.settings.margin * (1 << nudge.posts.saturating_sub(1).min(3));
         (nudge.rid != held.rid && nudge.kind == Kind::Poll).then(|| *held_at.max(at) + patience)
     }
 
