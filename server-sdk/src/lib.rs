@@ -38,7 +38,7 @@
 //! ```
 //!
 //! # Where to go next
-//! [`Client`] has all calls; [`Client::devices`] finds devices; [`Client::address_book`] reads and changes what an
+//! [`Client`] has all calls; [`Client::devices`] finds devices; [`Client::events`] watches; [`Client::address_book`] reads and changes what an
 //! account's devices share; [`Client::administration`] enrols devices and makes keys.
 //! With the feature `relay`, the module `relay` hosts one.
 //!

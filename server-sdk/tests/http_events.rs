@@ -2,10 +2,13 @@
 #![cfg(feature = "relay")]
 
 mod http_support;
+mod job_support;
 
 use std::time::Duration;
 
 use http_support::{PATIENCE, Rig, device_id, eventually, head};
+use job_support::{Caller, done, error, offered, printer, read_all};
+use relay_core::{Body, Response};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -130,6 +133,14 @@ impl Watch {
         self.event().await.presence()
     }
 
+    /// The next event of requests or jobs: its kind, and what is said, without the time that it has.
+    async fn outcome(&mut self) -> (String, Value) {
+        let Event { kind, mut data, .. } = self.event().await;
+        let time = data.as_object_mut().unwrap().remove("time").expect("when that was");
+        assert!(time.as_str().unwrap().ends_with('Z'), "{time}");
+        (kind, data)
+    }
+
     async fn end(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         while let Some(event) = self.block().await {
@@ -204,7 +215,7 @@ async fn x2_watchers_are_told_of_devices_that_their_keys_see_and_of_no_other() {
     rig.get("/v1/events?device=b-1", &by_list).await.expect(404, "unknown-device");
     rig.get("/v1/events?device=none", &rig.admin).await.expect(404, "unknown-device");
     rig.get("/v1/events?device=a%20b", &rig.admin).await.expect(400, "bad-request");
-    rig.get("/v1/events?type=weather", &rig.admin).await.expect(400, "bad-request");
+    rig.get("/v1/events?type=job&type=weather", &rig.admin).await.expect(400, "bad-request");
     rig.get("/v1/events?since=0", &rig.admin).await.expect(400, "bad-request");
     rig.get("/v1/events", "").await.expect(401, "unauthenticated");
     rig.get("/v1/events", &token).await.expect(403, "forbidden");
@@ -344,4 +355,163 @@ async fn p4_a_quiet_stream_shows_signs_of_life_and_outlives_the_rest_between_req
     let device = rig.device("d").await;
     assert_eq!(watch.presence().await, seen("d", "online", 1));
     device.close().await;
+}
+
+/// A key with its ID.
+async fn named_key(rig: &Rig) -> (String, String) {
+    let made = rig.post_json("/v1/keys", &rig.admin, r#"{"scopes":[]}"#).await.json();
+    (made["id"].as_str().unwrap().to_owned(), made["key"].as_str().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn p4_t6_what_becomes_of_requests_is_told_to_the_key_that_made_them_and_to_administrators() {
+    let rig = Rig::start().await;
+    let (mut device, _) = (rig.device("Printer-1").await, rig.enrol("away").await);
+    let ((a, key_a), (b, key_b)) = (named_key(&rig).await, named_key(&rig).await);
+    let mut of_a = Watch::begun(&rig, "?type=request&type=job", &key_a).await;
+    let mut of_b = Watch::begun(&rig, "?type=request&device=away", &key_b).await;
+    let mut of_all = Watch::begun(&rig, "?type=request", &rig.admin).await;
+
+    let ask = rig.get("/v1/devices/Printer-1/objects/x", &key_a);
+    let answer = async {
+        let (id, _) = device.request().await;
+        device.answer(id.clone(), Response::with_body(Body::text("83"))).await;
+        id
+    };
+    let (got, id) = tokio::join!(ask, answer);
+    assert_eq!(got.status, 200);
+    let answered = json!({
+        "device": "Printer-1", "epoch": 1, "id": id, "key": a, "method": "GET", "state": "completed",
+        "outcome": "answered",
+    });
+    rig.get("/v1/devices/away/objects/x", &key_b).await.expect(503, "device-offline");
+    let offline = json!({
+        "device": "away", "epoch": 0, "id": null, "key": b, "method": "GET", "state": "failed",
+        "outcome": "offline", "code": "device-offline",
+    });
+    // A caller that hangs up.
+    let mut gone = rig.wire().await;
+    gone.send(&head("PUT", "/v1/devices/Printer-1/objects/y", &key_a, &[], Some(0))).await;
+    device.request().await;
+    drop(gone);
+    let cancelled = json!({
+        "device": "Printer-1", "epoch": 1, "id": null, "key": a, "method": "SET", "state": "cancelled",
+    });
+    for (watch, expected) in [
+        (&mut of_a, &[&answered, &cancelled][..]),
+        (&mut of_b, &[&offline]),
+        (&mut of_all, &[&answered, &offline, &cancelled]),
+    ] {
+        for &expected in expected {
+            assert_eq!(watch.outcome().await, ("request".into(), expected.clone()));
+        }
+    }
+    // The device's own error is an answer, too; and what is no request at all is no event.
+    rig.get("/v1/devices/none/objects/x", &key_a).await.expect(404, "unknown-device");
+    let ask = rig.get("/v1/devices/Printer-1/objects/z", &key_a);
+    let answer = async {
+        let (id, _) = device.request().await;
+        error(&mut device, &id, "no-such-thing", "words of the device").await;
+    };
+    tokio::join!(ask, answer).0.expect(502, "device-failed");
+    let (_, unknown) = of_a.outcome().await;
+    assert_eq!((&unknown["state"], &unknown["outcome"]), (&json!("failed"), &json!("unknown")));
+    let (_, failed) = of_a.outcome().await;
+    assert_eq!((&failed["outcome"], &failed["code"]), (&json!("answered"), &json!("device-failed")));
+    assert!(!failed.to_string().contains("words"), "what the device said is the caller's: {failed}");
+}
+
+#[tokio::test]
+async fn p4_how_jobs_go_is_told_to_their_end() {
+    let rig = Rig::start().await;
+    let mut device = printer(&rig, "d", "").await;
+    let (id_of_key, key) = named_key(&rig).await;
+    let mut watch = Watch::begun(&rig, "?type=job&device=D", &key).await;
+    let mut all = Watch::begun(&rig, "", &rig.admin).await;
+    let mut caller = Caller::print(&rig, "d", "", &key, 3000).await;
+    let (id, _) = offered(&mut device).await;
+    let reading = read_all(&rig, &device.token, &id);
+    let sending = async {
+        caller.go_on().await;
+        assert_eq!(caller.status().await.status, 200);
+        caller.wire.send(&job_support::document(3000)).await;
+    };
+    tokio::join!(reading, sending);
+    done(&mut device, &id).await;
+    caller.last().await;
+    for watch in [&mut watch, &mut all] {
+        let mut states = Vec::new();
+        loop {
+            let (kind, event) = watch.outcome().await;
+            assert_eq!((&*kind, &event["device"], &event["id"]), ("job", &json!("d"), &json!(id)));
+            assert_eq!((&event["epoch"], &event["key"]), (&json!(1), &json!(id_of_key)));
+            let state = event["state"].as_str().unwrap().to_owned();
+            states.push(state.clone());
+            if state == "completed" {
+                assert_eq!((&event["bytes"], &event["outcome"]), (&json!(3000), &json!("answered")));
+                break;
+            }
+        }
+        // States may be passed over, not repeated nor turned round.
+        let ladder = ["accepted", "sending", "processing", "completed"];
+        let places: Vec<_> =
+            states.iter().map(|state| ladder.iter().position(|one| one == state).unwrap()).collect();
+        assert!(places.is_sorted_by(|a, b| a < b), "{states:?}");
+    }
+    let mut caller = Caller::print(&rig, "d", "", &key, 10).await;
+    let (id, _) = offered(&mut device).await;
+    error(&mut device, &id, "device-error", "paper jam").await;
+    caller.status().await.expect(409, "device-error");
+    let (_, jam) = watch.outcome().await;
+    assert_eq!((&jam["state"], &jam["outcome"]), (&json!("failed"), &json!("refused")));
+    assert_eq!((&jam["code"], jam.get("detail")), (&json!("device-error"), None));
+}
+
+#[tokio::test]
+async fn p4_b15_outcomes_go_on_where_one_was_as_far_as_they_are_remembered() {
+    let rig = Rig::with(|config| config.relay.watcher_behind = 4).await;
+    rig.enrol("d").await;
+    let key = rig.key(&[]).await;
+    let other = rig.key(&[]).await;
+    let ask = async |key: &str, times: usize| {
+        for _ in 0..times {
+            rig.get("/v1/devices/d/objects/x", key).await.expect(503, "device-offline");
+        }
+    };
+    let mut watch = Watch::begun(&rig, "", &key).await;
+    ask(&key, 1).await;
+    watch.outcome().await;
+    let seen = watch.last.clone();
+    drop(watch);
+    ask(&key, 2).await;
+    // What others ask, however much, pushes nothing out of it (T37).
+    let mut others = Watch::begun(&rig, "", &other).await;
+    for _ in 0..20 {
+        ask(&other, 1).await;
+        others.outcome().await;
+    }
+    let mut again = Watch::open(&rig, "", &key, Some(&seen)).await;
+    for _ in 0..2 {
+        assert_eq!(again.outcome().await.0, "request");
+    }
+    ask(&key, 1).await;
+    again.outcome().await;
+    // More than is remembered.
+    ask(&key, 3).await;
+    let mut late = Watch::open(&rig, "", &key, Some(&seen)).await;
+    assert_eq!(late.event().await.kind, "reset");
+    ask(&key, 1).await;
+    assert_eq!(late.outcome().await.0, "request");
+    // Presence alone is no place among outcomes.
+    let presence = Watch::begun(&rig, "?type=presence", &key).await.last;
+    assert_eq!(Watch::open(&rig, "", &key, Some(&presence)).await.event().await.kind, "reset");
+}
+
+#[tokio::test]
+async fn l2_a_relay_that_stops_ends_streams_of_outcomes_too() {
+    let mut rig = Rig::with(|config| config.drain_grace = Duration::from_secs(10)).await;
+    let mut watch = Watch::begun(&rig, "?type=request", &rig.admin).await;
+    rig.stop();
+    watch.end().await;
+    rig.stopped().await;
 }

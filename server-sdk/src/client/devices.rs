@@ -73,7 +73,7 @@ impl Presence {
     }
 }
 
-fn state<'de, D: Deserializer<'de>>(deserializer: D) -> Result<State, D::Error> {
+pub(super) fn state<'de, D: Deserializer<'de>>(deserializer: D) -> Result<State, D::Error> {
     let word = String::deserialize(deserializer)?;
     [State::Online, State::Offline, State::Asleep]
         .into_iter()

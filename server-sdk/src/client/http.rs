@@ -24,7 +24,7 @@ use super::error::{Error, ErrorKind, kind_of};
 
 /// How long after the time of a call the relay's own answer is waited for.
 const MARGIN: Duration = Duration::from_secs(5);
-/// How long a job's answer may be silent: three times as long as the relay's is.
+/// How long an answer that comes line by line may be silent: three times as long as the relay's is.
 const SILENCE: Duration = Duration::from_secs(45);
 /// How long the relay may take for what asks no device.
 const INQUIRY: Duration = Duration::from_secs(30);
@@ -223,7 +223,7 @@ impl Http {
         let status = response.status().as_u16();
         match (status, &about.request_id) {
             (200, Some(id)) if about.outcome.is_some() => {
-                Ok(Following { id: id.clone(), response, waiting: BytesMut::new() })
+                Ok(Following { id: id.clone(), lines: Lines::of(response) })
             }
             (..400, _) => Err(not_the_relay(status, &about)),
             _ => {
@@ -236,6 +236,23 @@ impl Http {
                 Err(about.error(status, &body))
             }
         }
+    }
+
+    /// Makes a call whose answer is a stream of events.
+    pub(super) async fn subscribe(&self, call: RequestBuilder) -> Result<Lines, Error> {
+        let subscribe = async {
+            let response = call.send().await.map_err(|error| self.failed(error))?;
+            let about = About::read(&response);
+            let status = response.status().as_u16();
+            match status {
+                200 if about.is("text/event-stream") => Ok(Lines::of(response)),
+                ..400 => Err(not_the_relay(status, &about)),
+                _ => Err(about.error(status, &self.body(response).await?)),
+            }
+        };
+        let late = || Err(Error::new(ErrorKind::Interrupted, "the relay did not answer in time"));
+        let subscribed = tokio::time::timeout(INQUIRY, subscribe).await;
+        subscribed.unwrap_or_else(|_| late()).map_err(Error::of_inquiry)
     }
 
     async fn send(&self, call: RequestBuilder, limit: Duration) -> Result<Response, Error> {
@@ -280,29 +297,54 @@ impl Http {
     }
 }
 
-/// An answer that comes line by line.
+/// A job's answer, which comes as the job goes on.
 pub(super) struct Following {
     pub(super) id: RequestId,
+    lines: Lines,
+}
+
+impl Following {
+    /// The next line that is whole; `None` once no more comes, however that came about.
+    pub(super) async fn line(&mut self) -> Option<BytesMut> {
+        self.lines.next().await.ok().flatten()
+    }
+}
+
+/// An answer that comes line by line.
+pub(super) struct Lines {
     response: Response,
     waiting: BytesMut,
 }
 
-impl Following {
+impl Lines {
     /// The longest line.
     const MAX_LINE: usize = 64 * 1024;
 
-    /// The next line that is whole; `None` once no more comes, however that came about.
-    pub(super) async fn line(&mut self) -> Option<BytesMut> {
+    fn of(response: Response) -> Self {
+        Self { response, waiting: BytesMut::new() }
+    }
+
+    /// The next line that is whole; `None` at the answer's end. Dropped before it resolves, nothing is lost.
+    pub(super) async fn next(&mut self) -> Result<Option<BytesMut>, Error> {
+        let broken = |words| Error::new(ErrorKind::Interrupted, words);
         loop {
             if let Some(end) = self.waiting.iter().position(|byte| *byte == b'\n') {
-                return Some(self.waiting.split_to(end + 1));
+                return Ok(Some(self.waiting.split_to(end + 1)));
             }
             if self.waiting.len() > Self::MAX_LINE {
-                return None;
+                return Err(Error::new(
+                    ErrorKind::NotTheRelay,
+                    "a line is longer than any that a relay writes",
+                ));
             }
             match tokio::time::timeout(SILENCE, self.response.chunk()).await {
                 Ok(Ok(Some(chunk))) => self.waiting.extend_from_slice(&chunk),
-                _ => return None,
+                Ok(Ok(None)) => return Ok(None),
+                Ok(Err(error)) => {
+                    let error = error.without_url();
+                    return Err(broken("the connection to the relay broke").with_source(error));
+                }
+                Err(_) => return Err(broken("the relay gave no sign of life")),
             }
         }
     }
@@ -330,14 +372,18 @@ impl About {
         }
     }
 
+    /// Whether the answer is of that media type.
+    fn is(&self, media_type: &str) -> bool {
+        let essence = self.content_type.as_deref().and_then(|value| value.split(';').next());
+        essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case(media_type))
+    }
+
     /// The error that an answer of `status` with `body` is.
     fn error(self, status: u16, body: &[u8]) -> Error {
-        let is_problem = self
-            .content_type
-            .as_deref()
-            .and_then(|value| value.split(';').next())
-            .is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/problem+json"));
-        let problem = is_problem.then(|| serde_json::from_slice::<Problem>(body).ok()).flatten();
+        let problem = self
+            .is("application/problem+json")
+            .then(|| serde_json::from_slice::<Problem>(body).ok())
+            .flatten();
         let code = problem.as_ref().and_then(|problem| problem.kind.strip_prefix("urn:relay:error:"));
         let (Some(problem), Some(code)) = (&problem, code) else {
             return not_the_relay(status, &self).with_retry_after(self.retry_after);

@@ -4,6 +4,7 @@ mod administration;
 mod books;
 mod devices;
 mod error;
+mod events;
 mod http;
 mod print;
 mod upload;
@@ -27,6 +28,7 @@ pub use self::{
     books::{AddressBook, BookVersion, BookWatch},
     devices::{Device, DeviceFilter, Devices, DevicesPage, Presence},
     error::{Error, ErrorKind},
+    events::{Event, EventFilter, EventKind, Events, JobEvent, PresenceEvent, RequestEvent},
     print::{JobStream, PrintJob, Printing},
 };
 
@@ -201,6 +203,18 @@ impl Client {
     ) -> Result<DevicesPage, Error> {
         let query = filter.query(cursor);
         self.http.inquire_json(self.http.call_with_query(Method::GET, &["devices"], &query)).await
+    }
+
+    /// Watches devices come and go, and what becomes of the requests and jobs that this client's key makes; an
+    /// administrator's key sees those of all. Resolves once nothing that happens from now on is missed.
+    ///
+    /// # Errors
+    /// As [`Client::device`].
+    ///
+    /// # Cancel safety
+    /// As [`Client::device`].
+    pub async fn events(&self, filter: EventFilter) -> Result<Events, Error> {
+        Events::open(self.clone(), filter).await
     }
 
     /// The address book `book` of `account`. Nothing is asked yet.

@@ -221,12 +221,16 @@ struct Told {
 
 impl Told {
     fn state(&self) -> JobState {
-        use JobState as S;
-        let states =
-            [S::Offered, S::Accepted, S::Sending, S::Processing, S::Completed, S::Failed, S::Cancelled];
-        // A word that a later relay may have is one for being at work.
-        states.into_iter().find(|state| state.as_str() == self.state).unwrap_or(S::Processing)
+        state_of(&self.state)
     }
+}
+
+/// The state that a word stands for.
+pub(super) fn state_of(word: &str) -> JobState {
+    use JobState as S;
+    let states = [S::Offered, S::Accepted, S::Sending, S::Processing, S::Completed, S::Failed, S::Cancelled];
+    // A word that a later relay may have is one for being at work.
+    states.into_iter().find(|state| state.as_str() == word).unwrap_or(S::Processing)
 }
 
 impl JobStream {

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use relay_core::ids::{AccountId, DeviceId, DocumentId, KeyId, ObjectId};
+use server_sdk::client::EventKind;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done · 1 the relay or the device said no · 2 wrong arguments or settings · 3 the relay was not reached, \
@@ -96,6 +97,28 @@ pub(crate) enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Tell what happens, as it does: devices that come and go, requests, jobs; with --json, an object a line
+    Watch(Watch),
+}
+
+/// Goes on until Ctrl-C. A relay that goes away is waited for, which is said on the standard error; what happened
+/// meanwhile is told after. Requests and jobs are those of the key; with an administrator's key, those of all.
+#[derive(Debug, Args)]
+pub(crate) struct Watch {
+    /// Only what happens to this device; may be repeated
+    #[arg(long = "device", value_name = "DEVICE")]
+    pub(crate) devices: Vec<DeviceId>,
+    /// Only events of this type: presence, request or job; may be repeated
+    #[arg(long = "type", value_name = "TYPE", value_parser = kind)]
+    pub(crate) kinds: Vec<EventKind>,
+}
+
+fn kind(text: &str) -> Result<EventKind, String> {
+    let kinds = [EventKind::Presence, EventKind::Request, EventKind::Job];
+    kinds
+        .into_iter()
+        .find(|kind| kind.as_str() == text)
+        .ok_or_else(|| "presence, request or job is needed".to_owned())
 }
 
 /// Ctrl-C cancels the job.

@@ -16,7 +16,7 @@ use server_sdk::{
 use crate::{
     arguments::{Command, Filter, Key, Reach},
     failure::Failure,
-    output, print,
+    output, print, watch,
 };
 
 const DEFAULT_URL: &str = "http://127.0.0.1:8080";
@@ -109,6 +109,7 @@ pub(crate) async fn run(command: Command, reach: &Reach, json: bool) -> Result<(
             let relay = relay.with_wait(Duration::from_secs(print.wait.wait));
             return print::print(&relay, url, print, json).await;
         }
+        Command::Watch(watch) => return watch::watch(&relay, url, watch, json).await,
         Command::Set { device, object, value, content_type, wait } => {
             let value = match value {
                 Some(value) => value.into_bytes(),

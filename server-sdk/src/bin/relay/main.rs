@@ -7,6 +7,7 @@ mod failure;
 mod output;
 mod print;
 mod serve;
+mod watch;
 
 use std::{io, process::ExitCode};
 

@@ -24,10 +24,16 @@ pub(crate) fn plain(words: &str) -> String {
 
 /// Writes to the standard output. Who reads no further, as `head` does, has what they wanted.
 pub(crate) fn print(bytes: &[u8]) -> io::Result<()> {
+    print_on(bytes).map(drop)
+}
+
+/// The same; whether somebody reads on.
+pub(crate) fn print_on(bytes: &[u8]) -> io::Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        done => done,
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
