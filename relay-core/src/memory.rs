@@ -137,10 +137,10 @@ impl Connector for MemoryConnector {
         let (opened, opening) = oneshot::channel();
         let cut = self.link_of(&device);
         let relay_end = Channel::new(Half::new(to_device, &cut), Half::new(at_relay, &cut));
-        let handshake: Handshake = Box::new(move |_| {
+        let handshake: Handshake = Box::new(move |app| {
             Box::pin(async move {
-                let _ = opened.send(());
-                Ok(relay_end)
+                let _ = opened.send(app.is_some());
+                app.map(|_| relay_end).ok_or_else(no_such_job)
             })
         });
         let knock = ChannelKnock {
@@ -154,7 +154,11 @@ impl Connector for MemoryConnector {
         let opening = async {
             let unreachable = |_| error(ErrorKind::Unreachable, "nobody listens");
             self.door.send(Incoming::Channel(knock)).await.map_err(unreachable)?;
-            opening.await.map_err(|_| error(ErrorKind::Expired, "there is no such job"))
+            match opening.await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(no_such_job()),
+                Err(_) => Err(error(ErrorKind::Overloaded, "the relay has no room now")),
+            }
         };
         tokio::time::timeout_at(deadline.into(), opening)
             .await
@@ -163,7 +167,11 @@ impl Connector for MemoryConnector {
     }
 }
 
-type Handshake = Box<dyn FnOnce(App) -> BoxFuture<Result<RelayChannel, TransportError>> + Send>;
+fn no_such_job() -> TransportError {
+    error(ErrorKind::Expired, "there is no such job")
+}
+
+type Handshake = Box<dyn FnOnce(Option<App>) -> BoxFuture<Result<RelayChannel, TransportError>> + Send>;
 
 /// One direction of a channel, at one of its ends.
 #[derive(Debug)]

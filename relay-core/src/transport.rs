@@ -221,8 +221,8 @@ impl fmt::Debug for Knock {
     }
 }
 
-/// A device, authenticated, that wants to open the channel of a job. Await `handshake` to let it in; drop it to refuse:
-/// there is no such job of that device.
+/// A device, authenticated, that wants to open the channel of a job. Await `handshake` to let it in, or to tell it that it
+/// has no such job. Drop it if there is no room now: it may come back.
 pub struct ChannelKnock {
     /// Where it comes from.
     pub peer: PeerInfo,
@@ -234,8 +234,9 @@ pub struct ChannelKnock {
     pub path: Box<str>,
     /// The protocols that it offered; the channel's must be among them.
     pub protocols: Vec<Box<str>>,
-    /// Opens the channel, as one of the app given, whose protocol was offered. Bounded in time by the transport.
-    pub handshake: Box<dyn FnOnce(App) -> BoxFuture<Result<RelayChannel, TransportError>> + Send>,
+    /// Opens the channel, as one of the app given, whose protocol was offered. Without an app there is no such job of that
+    /// device: it is told so, and this is an error. Bounded in time by the transport.
+    pub handshake: Box<dyn FnOnce(Option<App>) -> BoxFuture<Result<RelayChannel, TransportError>> + Send>,
 }
 
 impl fmt::Debug for ChannelKnock {

@@ -5,7 +5,7 @@ mod http_support;
 
 use std::{sync::Arc, time::Duration};
 
-use http_support::{PATIENCE, Rig, device_id, head};
+use http_support::{PATIENCE, Rig, device_id, eventually, head};
 use relay_core::{
     Response,
     app::{Digest, MemorySource, ToDevice, ToRelay},
@@ -125,8 +125,48 @@ async fn t17_a_device_whose_credential_is_revoked_gets_no_more_of_its_documents(
     assert!(matches!(hear(&mut channel).await, ToDevice::Data(_)));
     rig.relay.revoke(&device_id("d"));
     let told = timeout(Duration::from_secs(5), channel.receiver.receive()).await.expect("told in 5 s");
-    assert_eq!(told.unwrap(), Some(ToDevice::Close));
+    // What close code 4003 means to a device.
+    assert_eq!(told.unwrap_err().kind, ErrorKind::Unauthenticated);
     timeout(PATIENCE, channel.sender.close()).await.expect("bounded in time");
+    // The job is not its credential's: with the next one it is gone on with.
+    let token = rig.enrol("d").await;
+    let mut again = connector(&rig).channel(options(&token, job.id())).await.unwrap();
+    again.sender.send(ToRelay::Credit { from: Some(10), bytes: 10 }).await.unwrap();
+    assert!(matches!(hear(&mut again).await, ToDevice::Header(_)));
+    assert_eq!(hear(&mut again).await, ToDevice::Data(document().slice(10..20)));
+}
+
+#[tokio::test]
+async fn l2_whoever_asks_for_a_channel_while_the_relay_stops_is_told_so_and_when_to_come_back() {
+    let mut rig = Rig::start().await;
+    let token = rig.enrol("d").await;
+    let _device = rig.connect("d", &token).await;
+    let job = job(&rig);
+    let path = format!("/ws/print?id={}", job.id());
+    // A job under way keeps the relay, and a connection that is there stays.
+    let mut wire = rig.wire().await;
+    rig.stop();
+    eventually(|| rig.relay.is_draining()).await;
+    for path in [&*path, "/ws/print?id=none"] {
+        let fields = [
+            ("upgrade", "websocket"),
+            ("connection", "Upgrade"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            ("sec-websocket-protocol", "print"),
+        ];
+        wire.send(&head("GET", path, &token, &fields, None)).await;
+        let got = wire.read().await.expect("an answer");
+        assert!(got.field("retry-after").is_some(), "{path}");
+        got.expect(503, "draining");
+        wire = if got.field("connection").is_some_and(|field| field == "close") {
+            rig.wire().await
+        } else {
+            wire
+        };
+    }
+    drop(job);
+    rig.stopped().await;
 }
 
 #[tokio::test]

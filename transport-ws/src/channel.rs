@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use relay_core::{
     app::{Channel, ChannelReceiver, ChannelSender},
     error::{ErrorKind, TransportError},
+    transport::CloseReason,
 };
 use tokio::{
     runtime::Handle,
@@ -279,7 +280,17 @@ impl<W: Words> ChannelSender<W::Out> for Sender<W> {
     }
 
     async fn close(&mut self) {
-        self.shared.order(|state| state.machine.close(now()));
+        self.close_with(None).await;
+    }
+
+    async fn close_for(&mut self, reason: CloseReason) {
+        self.close_with(Some(&reason)).await;
+    }
+}
+
+impl<W: Words> Sender<W> {
+    async fn close_with(&self, reason: Option<&CloseReason>) {
+        self.shared.order(|state| state.machine.close(reason, now()));
         // The machine is bounded in time.
         while !self.shared.lock().done {
             self.shared.room.notified().await;

@@ -60,6 +60,9 @@ use crate::{
     wire::handshake::{CONTROL, ChannelHead, Head, HeadError},
 };
 
+/// When a device may come back that finds no room, or has too many channels: they end with their jobs.
+const COME_BACK: Duration = Duration::from_secs(2);
+
 /// The transport's name and abilities.
 pub const INFO: TransportInfo = TransportInfo::new(crate::NAME).with_channels();
 
@@ -107,6 +110,12 @@ pub enum Refusal {
     /// The relay has too many sessions, or the device opens too many, or has too many channels.
     #[error("too many sessions or channels; come back later")]
     TooMany {
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// The relay has no room now to look who it is.
+    #[error("the relay is busy; come back later")]
+    Busy {
         /// When to come back.
         retry_after: Duration,
     },
@@ -190,12 +199,21 @@ impl Inner {
             let _ = verdict.send(Err(refused.clone()));
             Err(error.with_source(refused))
         });
-        let knock = Incoming::Session(Knock { peer: PeerInfo::at(peer), handshake });
-        self.knocks.try_send(knock).map_err(|_| Refusal::Closed)?;
-        let taken = verdict_comes.await.unwrap_or(Err(Refusal::Closed))?;
+        self.knock(Incoming::Session(Knock { peer: PeerInfo::at(peer), handshake }))?;
+        let taken = verdict_comes.await.unwrap_or_else(|_| Err(self.turned_away()))?;
         let session = taken.id.as_str().into();
         let taken = Opened::Session { taken, runtime: self.runtime.clone() };
         Ok(Accepted { accept, protocol: CONTROL.into(), session: Some(session), taken })
+    }
+
+    fn knock(&self, incoming: Incoming) -> Result<(), Refusal> {
+        self.knocks.try_send(incoming).map_err(|_| self.turned_away())
+    }
+
+    /// Why the listener's owner does not make up its mind.
+    fn turned_away(&self) -> Refusal {
+        // Without an owner nobody knows which jobs there are.
+        if self.knocks.is_closed() { Refusal::Closed } else { Refusal::Busy { retry_after: COME_BACK } }
     }
 
     /// The device that shows `credentials`.

@@ -34,7 +34,7 @@ async fn o3_the_apps_subprotocol_is_echoed_byte_for_byte() {
             assert_eq!(knock.device, DeviceId::new("printer-1").unwrap());
             assert_eq!((&knock.job, &*knock.path), (&job(), "/print"));
             assert!(knock.peer.address.is_some_and(|address| address.is_loopback()));
-            (knock.handshake)(app()).await
+            (knock.handshake)(Some(app())).await
         });
         assert!(channel.is_ok());
         assert_eq!((got.status, got.field("sec-websocket-protocol")), (101, Some("print")), "{offered}");
@@ -69,12 +69,15 @@ async fn o4_a_head_that_opens_no_channel_is_refused_before_101_and_asks_nobody()
 }
 
 #[tokio::test]
-async fn a3_a_knock_that_is_dropped_is_404_and_nothing_is_upgraded() {
+async fn a3_what_is_no_job_is_404_and_nothing_is_upgraded() {
     let mut rig = Rig::start().await;
     let address = rig.host.address;
-    let ((_, got), ()) =
-        tokio::join!(Raw::ask(address, PATH, &[]), async { drop(rig.channel_knock().await) });
+    let ((_, got), refused) = tokio::join!(Raw::ask(address, PATH, &[]), async {
+        let knock = rig.channel_knock().await;
+        (knock.handshake)(None).await.expect_err("no channel")
+    });
     assert_eq!((got.status, got.field("upgrade")), (404, None));
+    assert_eq!(refused.kind, ErrorKind::Closed);
     // Without anybody to ask, nobody knows whether there is such a job.
     drop(rig.listener);
     assert_eq!(Raw::ask(address, PATH, &[]).await.1.status, 503);
@@ -86,7 +89,7 @@ async fn b8_a_channel_that_nobody_decides_about_ends_in_time() {
     let address = rig.host.address;
     let ((_, got), knock) = tokio::join!(Raw::ask(address, PATH, &[]), rig.channel_knock());
     assert_eq!(got.status, 503);
-    let late = (knock.handshake)(app()).await.expect_err("the device is gone");
+    let late = (knock.handshake)(Some(app())).await.expect_err("the device is gone");
     assert_eq!(late.kind, ErrorKind::Interrupted);
 }
 
@@ -105,7 +108,7 @@ async fn b6_a_device_has_so_many_channels_and_no_more() {
             let asked = Raw::ask(rig.host.address, PATH, &[]);
             let answered = tokio::select! {
                 (_, got) = asked => got.status == 101,
-                knock = rig.channel_knock() => (knock.handshake)(app()).await.is_ok(),
+                knock = rig.channel_knock() => (knock.handshake)(Some(app())).await.is_ok(),
             };
             if answered {
                 break;
@@ -122,7 +125,7 @@ async fn t34_bytes_before_the_101_end_the_channel() {
     let mut raw = Raw::connect(rig.host.address).await;
     raw.send(&[channel_head(PATH, &[]).into_bytes(), text(CREDIT)].concat()).await;
     let knock = rig.channel_knock().await;
-    let (got, channel) = tokio::join!(raw.head(), (knock.handshake)(app()));
+    let (got, channel) = tokio::join!(raw.head(), (knock.handshake)(Some(app())));
     assert_eq!(got.status, 101);
     let mut channel = channel.unwrap();
     assert_eq!(raw.closed_with().await, Some(1002));

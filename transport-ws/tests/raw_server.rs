@@ -125,7 +125,7 @@ async fn b12_what_the_owner_refuses_is_refused_before_101() {
         (CloseReason::Revoked, 401),
     ] {
         let ((_, got), ()) = tokio::join!(Raw::open(address, &[]), async {
-            rig.knock().await.push.close(reason).await;
+            rig.knock().await.push.close(reason.clone()).await;
         });
         assert_eq!(got.status, status, "{reason:?}");
     }
@@ -503,7 +503,7 @@ async fn c1_what_was_pushed_goes_before_the_close_and_the_reason_with_it() {
     let mut rig = Rig::start().await;
     let later = Duration::from_secs(7);
     for (reason, code, words) in [
-        (CloseReason::Drain { retry_after: later }, 1012, true),
+        (CloseReason::Drain { retry_after: later, to: None }, 1012, true),
         (CloseReason::Overloaded { retry_after: later }, 1013, true),
         (CloseReason::Replaced, 4001, false),
         (CloseReason::Revoked, 4003, false),

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{Digest, Progress};
-use crate::{error::TransportError, request::Status};
+use crate::{error::TransportError, request::Status, transport::CloseReason};
 
 /// What the relay says on a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +81,12 @@ pub trait ChannelSender<Out>: fmt::Debug + Send + 'static {
 
     /// Closes in order, as far as the peer still takes part. Bounded in time.
     async fn close(&mut self);
+
+    /// The same, and the peer is told why, by a transport that can say it.
+    async fn close_for(&mut self, reason: CloseReason) {
+        let _ = reason;
+        self.close().await;
+    }
 }
 
 /// Receives on a channel.

@@ -43,7 +43,7 @@ macro_rules! transport_conformance {
             handshake: a_wrong_token_is_not_let_in, a_silent_engine_does_not_block_accept, the_deadline_holds, the_session_id_in_force_reaches_the_device;
             recovery: a_cut_while_idle, a_cut_under_way;
             session: ids_are_unique, sessions_do_not_leak, confirmations_do_not_outrun;
-            channel: only_for_a_job_that_is_expected, a_wrong_token_opens_none, in_order_both_ways,
+            channel: only_for_a_job_that_is_expected, no_room_is_not_the_end_of_a_job, a_wrong_token_opens_none, in_order_both_ways,
                 a_slow_device_blocks_the_relay_within_a_bound, a_cut_is_an_error_at_both_ends, closed_by_the_device,
                 closed_by_the_relay, nothing_can_be_sent_afterwards, dropped_without_close, a_dropped_open_leaves_no_channel,
                 the_deadline_holds, several_do_not_mix;

@@ -29,7 +29,7 @@ use crate::{
     request::{Call, Request, Response, Status},
     request_ids::Place,
     store::App,
-    transport::{ChannelKnock, RelayChannel},
+    transport::{ChannelKnock, CloseReason, RelayChannel},
 };
 
 /// How long a channel may stay after its job is over.
@@ -168,11 +168,19 @@ struct Entry {
     header: Box<str>,
     source: Arc<dyn Source>,
     update: watch::Sender<JobUpdate>,
-    /// Counts channels: only the newest is the job's.
-    channel: watch::Sender<u64>,
+    channels: watch::Sender<Channels>,
     extended: Mutex<Option<Instant>>,
     /// The highest offset that was handed out.
     sent: AtomicU64,
+}
+
+/// What became of a job's channels.
+#[derive(Debug, Clone, Copy, Default)]
+struct Channels {
+    /// Counts them: only the newest is the job's.
+    newest: u64,
+    /// How often the device's credential was revoked, with which all until then were opened.
+    revocations: u64,
 }
 
 impl Entry {
@@ -224,11 +232,11 @@ impl Jobs {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Closes the channels that `device` has open.
+    /// Closes the channels that `device` has open: its credential was revoked.
     pub(super) fn hang_up(&self, device: &DeviceId) {
         // Nobody is called under the lock: who serves a channel sees that it is not the job's any more.
         for entry in self.lock().values().filter(|entry| entry.device == *device) {
-            entry.channel.send_modify(|channels| *channels += 1);
+            entry.channels.send_modify(|channels| channels.revocations += 1);
         }
     }
 
@@ -288,7 +296,7 @@ impl Relay {
             header: header.unwrap_or_else(|| "<Job/>".into()),
             source,
             update: watch::Sender::default(),
-            channel: watch::Sender::default(),
+            channels: watch::Sender::default(),
             extended: Mutex::new(None),
             sent: AtomicU64::new(0),
         });
@@ -340,18 +348,23 @@ impl Relay {
         knock: ChannelKnock,
     ) -> Option<impl Future<Output = ()> + use<>> {
         let ChannelKnock { device, job, path, protocols, handshake, .. } = knock;
-        let Some(entry) = self.inner.jobs.of(&device, &job) else {
-            tracing::debug!(%device, request = %job, "a channel for no job of that device");
+        let is_its_own =
+            |app: &App| *app.path == *path && protocols.iter().any(|known| **known == *app.protocol);
+        let entry = self.inner.jobs.of(&device, &job).filter(|entry| is_its_own(&entry.app));
+        let Some(entry) = entry else {
+            tracing::debug!(%device, request = %job, %path, "a channel for no job of that device and app");
+            // Of a relay that stops it is not said that there is no such job: the next one may go on with it.
+            if !self.is_draining() {
+                let _ = handshake(None).await;
+            }
             return None;
         };
-        if *entry.app.path != *path || !protocols.iter().any(|protocol| **protocol == *entry.app.protocol) {
-            tracing::debug!(%device, request = %job, %path, "a channel that is not the job's app's");
-            return None;
-        }
-        match handshake(entry.app.clone()).await {
+        // T17: what was shown must still hold when the channel is there.
+        let revocations = entry.channels.borrow().revocations;
+        match handshake(Some(entry.app.clone())).await {
             Ok(channel) => {
                 let relay = self.clone();
-                Some(async move { relay.serve_channel(&entry, channel).await })
+                Some(async move { relay.serve_channel(&entry, channel, revocations).await })
             }
             Err(error) => {
                 tracing::debug!(%device, request = %job, %error, "a channel was not opened");
@@ -360,20 +373,22 @@ impl Relay {
         }
     }
 
-    async fn serve_channel(&self, entry: &Arc<Entry>, channel: RelayChannel) {
-        let number = {
-            let mut number = 0;
-            entry.channel.send_modify(|channels| {
-                *channels += 1;
-                number = *channels;
-            });
-            number
-        };
+    async fn serve_channel(&self, entry: &Arc<Entry>, channel: RelayChannel, revocations: u64) {
+        let RelayChannel { mut sender, mut receiver } = channel;
+        let mut number = None;
+        let mut channels = entry.channels.subscribe();
+        entry.channels.send_if_modified(|channels| {
+            let holds = channels.revocations == revocations;
+            if holds {
+                channels.newest += 1;
+                number = Some(channels.newest);
+            }
+            holds
+        });
+        let Some(number) = number else { return sender.close_for(CloseReason::Revoked).await };
         self.inner.job_lives(entry);
         entry.advance(JobState::Accepted, 0, None);
-        let RelayChannel { mut sender, mut receiver } = channel;
         let sending = watch::Sender::new(Sending::new());
-        let mut newest = entry.channel.subscribe();
         let ended = {
             let talk = async {
                 let mut listening = pin!(self.listen(entry, &mut *receiver, &sending));
@@ -396,10 +411,14 @@ impl Relay {
             tokio::select! {
                 biased;
                 () = entry.over() => Ok(()),
-                _ = newest.wait_for(|newest| *newest != number) => Ok(()),
+                _ = channels.wait_for(|now| now.newest != number || now.revocations != revocations) => Ok(()),
                 talked = talk => talked,
             }
         };
+        let revoked = entry.channels.borrow().revocations != revocations;
+        if revoked {
+            return sender.close_for(CloseReason::Revoked).await;
+        }
         match ended {
             Ok(()) => {
                 // Whatever the device still says is of no use; that it closes is.

@@ -15,6 +15,7 @@ use std::{
 
 use relay_core::{
     ids::{AppName, RequestId},
+    transport::CloseReason,
     xml::Element,
 };
 
@@ -160,9 +161,11 @@ impl<W: Words> Machine<W> {
         Ok(())
     }
 
-    /// The owner closes the channel.
-    pub fn close(&mut self, now: Instant) {
-        self.link.close(close::NORMAL, "", now);
+    /// The owner closes the channel: in order, or for `reason`.
+    pub fn close(&mut self, reason: Option<&CloseReason>, now: Instant) {
+        let (code, words) =
+            reason.map_or((close::NORMAL, ""), |reason| close::of_reason(reason, self.link.is_relay()));
+        self.link.close(code, words, now);
         if self.cause() == Some(Cause::Closed) {
             self.deafen();
         }

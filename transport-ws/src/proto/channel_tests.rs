@@ -81,7 +81,7 @@ fn a_channel_from_header_to_close() {
         carry(&mut device, &mut relay, 3, now);
         assert_eq!(relay.pop(), Some(message));
     }
-    device.close(now);
+    device.close(None, now);
     assert_eq!((device.cause(), device.ended()), (Some(Cause::Closed), None));
     carry(&mut device, &mut relay, 1, now);
     assert_eq!(relay.ended(), Some(Cause::Peer(Some(close::NORMAL))));
@@ -234,7 +234,7 @@ fn f32_without_its_owner_an_open_channel_breaks_and_a_closing_one_goes_on() {
     relay.abandon();
     assert_eq!((relay.is_over(), relay.cause()), (true, Some(Cause::Lost)));
     let mut relay = self::relay(now);
-    relay.close(now);
+    relay.close(None, now);
     relay.abandon();
     assert!(!relay.is_over() && relay.wants_write());
     relay.timeout(now + ChannelConfig::relay().close_within);
@@ -246,8 +246,8 @@ fn c1_nothing_follows_the_close() {
     let now = start();
     let mut device = device(now);
     device.push(ToRelay::Done { version: None }).unwrap();
-    device.close(now);
-    device.close(now);
+    device.close(None, now);
+    device.close(None, now);
     device.push(ToRelay::Close).unwrap();
     let frames = frames(&mut device, Side::Server, now);
     assert!(matches!(frames[..], [Frame::Text(_), Frame::Close(Some(close::NORMAL))]), "{frames:?}");

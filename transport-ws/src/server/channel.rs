@@ -3,7 +3,6 @@
 use std::{
     net::IpAddr,
     sync::{Arc, PoisonError},
-    time::Duration,
 };
 
 use relay_core::{
@@ -15,7 +14,7 @@ use relay_core::{
 };
 use tokio::sync::oneshot;
 
-use super::{Accepted, INFO, Inner, Opened, Refusal, jittered};
+use super::{Accepted, COME_BACK, INFO, Inner, Opened, Refusal, jittered};
 use crate::{
     channel,
     proto::{channel::Machine, control::End},
@@ -23,9 +22,6 @@ use crate::{
     stream::BoxStream,
     wire::{channel::RelayEnd, handshake::ChannelHead},
 };
-
-/// When a device that has too many channels may come back: they end with their jobs.
-const COME_BACK: Duration = Duration::from_secs(2);
 
 /// What stands below `base` in `path`, as an app's path: with its slash, and more than that alone.
 pub(super) fn path<'p>(base: &str, path: &'p str) -> Option<&'p str> {
@@ -63,7 +59,7 @@ impl Drop for Place {
 }
 
 /// The listener's owner takes the channel, as one of this protocol; the connection comes later.
-type Verdict = (Box<str>, oneshot::Sender<(BoxStream, Vec<u8>)>);
+type Verdict = Result<(Box<str>, oneshot::Sender<(BoxStream, Vec<u8>)>), Refusal>;
 
 impl Inner {
     /// Asks the listener's owner whether there is such a job.
@@ -74,21 +70,35 @@ impl Inner {
         peer: IpAddr,
     ) -> Result<Accepted, Refusal> {
         let ChannelHead { accept, token, job, protocols } = head;
-        let device = self.device(&Credentials::Bearer(token)).await?;
+        let credentials = Credentials::Bearer(token);
+        let device = self.device(&credentials).await?;
         let job = job.ok_or(Refusal::UnknownJob)?;
         let place = Place::take(self, &device)?;
         let (verdict, verdict_comes) = oneshot::channel::<Verdict>();
         let inner = Arc::clone(self);
         let id = job.clone();
-        let handshake = Box::new(move |app: App| -> BoxFuture<Result<RelayChannel, TransportError>> {
-            Box::pin(async move { inner.opened(id, app, verdict, place).await })
-        });
+        let holder = device.clone();
+        let handshake =
+            Box::new(move |app: Option<App>| -> BoxFuture<Result<RelayChannel, TransportError>> {
+                Box::pin(async move {
+                    let refused = match (app, inner.device(&credentials).await) {
+                        (Some(app), Ok(now)) if now == holder => {
+                            return inner.opened(id, app, verdict, place).await;
+                        }
+                        (Some(_), Ok(_)) => Refusal::Unauthenticated,
+                        (None, Ok(_)) => Refusal::UnknownJob,
+                        // T17: the credential may have been revoked while the owner was busy elsewhere.
+                        (_, Err(refused)) => refused,
+                    };
+                    let error =
+                        TransportError::new(INFO.name, ErrorKind::Closed, "the device was not let in");
+                    let _ = verdict.send(Err(refused.clone()));
+                    Err(error.with_source(refused))
+                })
+            });
         let knock = ChannelKnock { peer: PeerInfo::at(peer), device, job, path, protocols, handshake };
-        self.knocks.try_send(Incoming::Channel(knock)).map_err(|_| Refusal::Closed)?;
-        let Ok((protocol, connection)) = verdict_comes.await else {
-            // Without an owner nobody knows which jobs there are.
-            return Err(if self.knocks.is_closed() { Refusal::Closed } else { Refusal::UnknownJob });
-        };
+        self.knock(Incoming::Channel(knock))?;
+        let (protocol, connection) = verdict_comes.await.unwrap_or_else(|_| Err(self.turned_away()))?;
         Ok(Accepted { accept, protocol, session: None, taken: Opened::Channel(connection) })
     }
 
@@ -103,7 +113,7 @@ impl Inner {
         let gone = |words| TransportError::new(INFO.name, ErrorKind::Interrupted, words);
         let (connection, comes) = oneshot::channel();
         verdict
-            .send((app.protocol.into(), connection))
+            .send(Ok((app.protocol.into(), connection)))
             .map_err(|_| gone("the device went away before its channel was open"))?;
         let (stream, early) = tokio::time::timeout(self.config.handshake, comes)
             .await

@@ -77,7 +77,7 @@ impl Rig {
         let address = self.host.address;
         let ((raw, got), channel) = tokio::join!(Raw::ask(address, PATH, changes), async {
             let knock = self.channel_knock().await;
-            (knock.handshake)(app()).await
+            (knock.handshake)(Some(app())).await
         });
         assert_eq!(got.status, 101, "{got:?}");
         (raw, channel.expect("the channel is opened"))

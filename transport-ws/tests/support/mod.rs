@@ -112,6 +112,7 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, manager: WsManager) -> O
                 Refusal::Forbidden => (403, "forbidden"),
                 Refusal::UnknownJob => (404, "unknown-request"),
                 Refusal::TooMany { .. } => (429, "too-many-requests"),
+                Refusal::Busy { .. } => (503, "overloaded"),
                 _ => (503, "draining"),
             };
             let body = format!(r#"{{"type":"urn:relay:error:{code}","detail":"{refusal}"}}"#);

@@ -84,7 +84,7 @@ impl<G> Rig<G> {
         let dialled = connector.channel(self.options(job, app_name));
         let heard = async {
             let knock = self.knock().await;
-            (knock.handshake)(app(app_name)).await
+            (knock.handshake)(Some(app(app_name))).await
         };
         let (device, relay) = in_time("the channel opens", async { tokio::join!(dialled, heard) }).await;
         (device.expect("the device gets its channel"), relay.expect("the relay gets its channel"))
@@ -119,12 +119,28 @@ pub async fn only_for_a_job_that_is_expected<H: Harness>(harness: &H) {
         let knock = rig.knock().await;
         assert_eq!((knock.device, knock.job, &*knock.path), (rig.name(), id(1), "/apps/print"));
         assert_eq!(knock.protocols, ["print".into()]);
+        (knock.handshake)(None).await.expect_err("no channel is opened");
     };
     let (dialled, ()) =
         in_time("an answer", async { tokio::join!(connector.channel(options), refused) }).await;
     let error = dialled.expect_err("there is no such job");
     assert_eq!(error.kind, ErrorKind::Expired, "{error}");
     let (mut device, mut relay) = rig.open(2, "address").await;
+    say(&mut relay, ToDevice::Header("<Job/>".into())).await;
+    assert_eq!(heard_by_device(&mut device).await, ToDevice::Header("<Job/>".into()));
+}
+
+/// An owner that has no room drops the knock: the device does not take it for the job's end, and may come back.
+pub async fn no_room_is_not_the_end_of_a_job<H: Harness>(harness: &H) {
+    let Some(mut rig) = Rig::start(harness).await else { return };
+    let connector = Arc::clone(&rig.running.connector);
+    let options = rig.options(1, "print");
+    let dropped = async { drop(rig.knock().await) };
+    let (dialled, ()) =
+        in_time("an answer", async { tokio::join!(connector.channel(options), dropped) }).await;
+    let error = dialled.expect_err("there was no room");
+    assert!(matches!(error.kind, ErrorKind::Overloaded | ErrorKind::Unreachable), "{error:?}");
+    let (mut device, mut relay) = rig.open(1, "print").await;
     say(&mut relay, ToDevice::Header("<Job/>".into())).await;
     assert_eq!(heard_by_device(&mut device).await, ToDevice::Header("<Job/>".into()));
 }
@@ -306,7 +322,7 @@ pub async fn a_dropped_open_leaves_no_channel<H: Harness>(harness: &H) {
         knock = rig.knock() => knock,
     };
     let opened = in_time("the relay learns it", async {
-        let mut channel = (knock.handshake)(app("print")).await?;
+        let mut channel = (knock.handshake)(Some(app("print"))).await?;
         channel.receiver.receive().await
     });
     opened.await.expect_err("there is nobody at the other end");

@@ -80,6 +80,7 @@ fn refuse(refusal: &Refusal) -> Result<Reply, Problem> {
             Problem::new(Code::TooManyRequests, words).retry_after(*retry_after)
         }
         Refusal::Unavailable => Problem::store(),
+        Refusal::Busy { retry_after } => Problem::new(Code::Overloaded, words).retry_after(*retry_after),
         _ => Problem::new(Code::Draining, words).retry_after(Duration::from_secs(1)),
     })
 }
