@@ -25,6 +25,11 @@ fn k1_it_ends_with_the_toner_level_read_through_the_relay_and_leaves_nothing_beh
     }
     assert!(said.iter().any(|line| line.contains("\"copy room, 2nd floor\"")), "{said:?}");
     assert!(said.iter().any(|line| line.contains("(Relay-Outcome: offline)")), "{said:?}");
+    let words =
+        ["printer-1 took the job", "completed, 69 bytes", "what came out of printer-1 is what was sent"];
+    let told: Vec<_> = said.iter().filter(|line| line.starts_with("print ")).collect();
+    let places = words.map(|words| told.iter().position(|line| line.contains(words)));
+    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "A4: {said:?}");
     assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "it left something behind");
 }
 
@@ -35,6 +40,7 @@ fn k1_it_stays_up_and_the_commands_that_it_prints_work() {
     let read = program.line("curl -i").trim().to_owned();
     let offline = program.line("curl -i").trim().to_owned();
     let set = program.line("curl -X PUT").trim().to_owned();
+    let print = program.line("curl -X POST").trim().to_owned();
     program.line("83 % of its black toner left");
     let shell = |command: &str| {
         let output = Command::new("sh").args(["-c", &format!("{command} -sS")]).output().unwrap();
@@ -45,6 +51,9 @@ fn k1_it_stays_up_and_the_commands_that_it_prints_work() {
     let answer = shell(&offline);
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("relay-outcome: offline"), "{answer}");
     assert_eq!(shell(&set), "Hello");
+    let answer = shell(&print);
+    let last: serde_json::Value = serde_json::from_str(answer.lines().last().unwrap()).expect(&answer);
+    assert_eq!((&last["state"], &last["bytes"]), (&"completed".into(), &5.into()), "{answer}");
     program.signal("-TERM");
     let (status, said) = program.end();
     assert!(status.success(), "{said:?}");

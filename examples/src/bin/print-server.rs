@@ -1,16 +1,20 @@
 //! A print server of one's own with a relay inside: what is put into a device's folder is printed on that device.
 //!
 //! ```sh
+//! mkdir -p jobs/printer-1
 //! print-server --data ./data --jobs ./jobs
-//! cp minutes.pdf jobs/printer-1/
+//! relay enroll printer-1 --data ./data            # and start the printer with that PIN
+//! cp minutes.pdf jobs/printer-1/.minutes.pdf && mv jobs/printer-1/.minutes.pdf jobs/printer-1/minutes.pdf
 //! ```
 //!
 //! The relay is hosted in this very process: printers connect to it, people can use its page, and jobs go to its engine
 //! without HTTP in between. A document may be of any size: it is read from its file as the printer takes it, again from
-//! where a broken connection left off. What was printed goes to `done/`; what could not be, to `failed/` with a note.
+//! where a broken connection left off. What was printed goes to `done/`; what could not be, to `failed/` with a note; what
+//! cannot be printed now, since the printer is away, waits. The ID of a job under way stands in a hidden file beside its
+//! document, so that a print server that was killed goes on with the job, and the printer prints it once.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     ffi::OsStr,
     io::SeekFrom,
     net::SocketAddr,
@@ -26,7 +30,7 @@ use examples::{Failure, asked_to_stop};
 use relay_core::{
     Relay,
     app::{Digest, Source, SourceError, print::PrintTicket},
-    ids::{AppName, DeviceId},
+    ids::{AppName, DeviceId, RequestId},
     relay::JobCall,
     request::Status,
     store::App,
@@ -54,6 +58,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
     let options = Options::parse();
+    if let Err(error) = std::fs::read_dir(&options.jobs) {
+        return Err(format!("{} is no folder to take documents from: {error}", options.jobs.display()).into());
+    }
     let mut config = ServerConfig::default();
     config.listen = vec![options.listen];
     config.data = options.data;
@@ -68,13 +75,21 @@ async fn main() -> Result<(), Failure> {
     Ok(asked?)
 }
 
+/// A document that waits: whether somebody is at it, and what was said of it last.
+#[derive(Default)]
+struct Waiting {
+    busy: bool,
+    said: String,
+}
+
 /// Prints what it finds, for ever.
 async fn watch(relay: Relay, jobs: PathBuf) {
-    let printing: Arc<Mutex<HashSet<PathBuf>>> = Arc::default();
+    let waiting: Arc<Mutex<HashMap<PathBuf, Waiting>>> = Arc::default();
+    let mut odd = HashSet::new();
     let mut looks = tokio::time::interval(LOOK_EVERY);
     loop {
         looks.tick().await;
-        let found = match documents(&jobs).await {
+        let found = match documents(&jobs, &mut odd).await {
             Ok(found) => found,
             Err(error) => {
                 eprintln!("cannot look into {}: {error}", jobs.display());
@@ -82,33 +97,57 @@ async fn watch(relay: Relay, jobs: PathBuf) {
             }
         };
         for (device, document) in found {
-            if !printing.lock().unwrap_or_else(PoisonError::into_inner).insert(document.clone()) {
+            let begin = || {
+                let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                let one = waiting.entry(document.clone()).or_default();
+                !std::mem::replace(&mut one.busy, true)
+            };
+            if !begin() {
                 continue;
             }
-            let (relay, printing) = (relay.clone(), printing.clone());
+            let (relay, waiting) = (relay.clone(), waiting.clone());
             tokio::spawn(async move {
+                let mut words = None;
                 match print(&relay, device, &document).await {
                     Ok(()) => set_aside(&document, "done", None).await,
                     // Nothing was printed yet: the printer may come back, or have room later.
-                    Err(NotPrinted::NotNow(words)) => {
-                        println!("{}: {words}; trying again", document.display())
-                    }
+                    Err(NotPrinted::NotNow(because)) => words = Some(because),
                     Err(NotPrinted::Failed(words)) => set_aside(&document, "failed", Some(&words)).await,
                 }
-                printing.lock().unwrap_or_else(PoisonError::into_inner).remove(&document);
+                let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                // Said once, and not at every look.
+                match words {
+                    Some(words) => {
+                        let one = waiting.entry(document.clone()).or_default();
+                        if one.said != words {
+                            println!("{}: {words}; it waits", document.display());
+                        }
+                        *one = Waiting { busy: false, said: words };
+                    }
+                    None => drop(waiting.remove(&document)),
+                }
             });
         }
     }
 }
 
-/// All documents that wait, and for whom. A name that begins with a dot is one that is still being written.
-async fn documents(jobs: &Path) -> std::io::Result<Vec<(DeviceId, PathBuf)>> {
+/// All documents that wait, and for whom. A name that begins with a dot is one that is still being written. What is in
+/// nobody's folder is told of, once.
+async fn documents(jobs: &Path, odd: &mut HashSet<PathBuf>) -> std::io::Result<Vec<(DeviceId, PathBuf)>> {
     let mut found = Vec::new();
     let mut devices = tokio::fs::read_dir(jobs).await?;
     while let Some(folder) = devices.next_entry().await? {
-        let name = folder.file_name();
-        let Some(device) = name.to_str().and_then(|name| DeviceId::new(name).ok()) else { continue };
-        let Ok(mut files) = tokio::fs::read_dir(folder.path()).await else { continue };
+        let (name, path) = (folder.file_name(), folder.path());
+        let device = name.to_str().and_then(|name| DeviceId::new(name).ok());
+        let (Some(device), Ok(mut files)) = (device, tokio::fs::read_dir(&path).await) else {
+            if odd.insert(path.clone()) {
+                eprintln!(
+                    "{}: not printed, for it is no folder that has a device's ID for its name",
+                    path.display()
+                );
+            }
+            continue;
+        };
         while let Some(file) = files.next_entry().await? {
             let hidden = file.file_name().as_encoded_bytes().starts_with(b".");
             if !hidden && file.file_type().await?.is_file() {
@@ -135,8 +174,16 @@ async fn print(relay: &Relay, device: DeviceId, document: &Path) -> Result<(), N
     ticket.content_type = Some(content_type(document).into());
     let mut call = JobCall::new(device, print_app(), Arc::new(source));
     call.header = Some(ticket.to_header());
+    let note = note_of(document);
+    let before = tokio::fs::read_to_string(&note).await.ok().and_then(|id| RequestId::new(id.trim()).ok());
+    call.id.clone_from(&before);
 
     let mut job = relay.job(call).map_err(|error| not_printed(&error.error))?;
+    if before.is_none() {
+        // Without it, a print server after this one would print the document anew.
+        let noted = tokio::fs::write(&note, job.id().as_str()).await;
+        noted.map_err(|error| NotPrinted::NotNow(format!("{}: {error}", note.display())))?;
+    }
     println!("{}: job {}", document.display(), job.id());
     let mut updates = job.updates();
     let reporting = tokio::spawn({
@@ -156,6 +203,11 @@ async fn print(relay: &Relay, device: DeviceId, document: &Path) -> Result<(), N
     let end = job.finished().await;
     drop(job);
     let _ = reporting.await;
+    if end.is_err() && relay.is_draining() {
+        return Err(NotPrinted::NotNow("the print server stops".into()));
+    }
+    // From here on it is another job, or none.
+    let _ = tokio::fs::remove_file(&note).await;
     match end {
         Ok(response) if response.status == Status::Ok => Ok(()),
         Ok(response) => {
@@ -164,6 +216,14 @@ async fn print(relay: &Relay, device: DeviceId, document: &Path) -> Result<(), N
         }
         Err(error) => Err(not_printed(&error)),
     }
+}
+
+/// Where the ID of a document's job stands.
+fn note_of(document: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(document.file_name().unwrap_or_default());
+    name.push(".job");
+    document.with_file_name(name)
 }
 
 fn not_printed(error: &relay_core::outcome::RequestError) -> NotPrinted {

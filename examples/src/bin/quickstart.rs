@@ -1,5 +1,5 @@
-//! All of it in one command: a relay, two printers behind it, one over WebSocket and one over BOSH, and a service that reads
-//! their toner levels.
+//! All of it in one command: a relay, two printers behind it, one over WebSocket and one over BOSH, and a service that
+//! prints on one of them and reads their toner levels.
 //!
 //! ```sh
 //! cargo run --release --bin quickstart
@@ -9,7 +9,11 @@
 //! each printer behind its NAT (see `virtual-printer`), the service anywhere (see `maintenance-service`). The code of each
 //! is the same.
 
-use std::{future::pending, net::Ipv4Addr, path::Path};
+use std::{
+    future::pending,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
 use clap::Parser;
 use device_sdk::{Device, Transport};
@@ -18,9 +22,12 @@ use examples::{
     printer::{Printer, mib},
 };
 use server_sdk::{
-    Body, Client,
+    Body, Client, JobState, PrintJob,
     relay::{Server, ServerConfig},
 };
+
+/// What is printed.
+const DOCUMENT: &str = "This came through the relay, to a printer that no service can reach.\n";
 
 #[derive(Debug, Parser)]
 #[command(about = "A relay, two printers and a service in one command")]
@@ -49,8 +56,8 @@ async fn main() -> Result<(), Failure> {
     println!("relay     {url}");
 
     // Two printers. The administrator makes each known; the PIN is what somebody would type in at its panel.
-    let over_ws = printer(&administrator, &url, "printer-1", Transport::Ws).await?;
-    let over_bosh = printer(&administrator, &url, "printer-2", Transport::Bosh).await?;
+    let (over_ws, out) = printer(&administrator, &url, "printer-1", Transport::Ws, folder.path()).await?;
+    let (over_bosh, _) = printer(&administrator, &url, "printer-2", Transport::Bosh, folder.path()).await?;
 
     // A service. It has a key of its own and knows the printer's name, nothing else.
     let key = administrator.administration().new_key(&[]).await?;
@@ -58,6 +65,8 @@ async fn main() -> Result<(), Failure> {
     let before = service.get("printer-1", mib::SYS_LOCATION).await?;
     let now = service.set("printer-1", mib::SYS_LOCATION, Body::text("copy room, 2nd floor")).await?;
     println!("setting   printer-1's location was {:?} and now is {:?}", before.text()?, now.text()?);
+
+    print(&service, "printer-1", &out).await?;
 
     // printer-3 is known, and was never switched on. Who asks it hears so at once.
     administrator.administration().issue_pin("printer-3", &[]).await?;
@@ -95,20 +104,42 @@ async fn printer(
     url: &str,
     id: &str,
     transport: Transport,
-) -> Result<Device, Failure> {
+    folder: &Path,
+) -> Result<(Device, PathBuf), Failure> {
     let issued = administrator.administration().issue_pin(id, &[]).await?;
     let printer = Printer::new(id, Ipv4Addr::LOCALHOST.into());
+    let out = folder.join(id);
+    printer.print_into(out.clone());
     let device = Device::builder(url, id)
         .pin(issued.pin.expose())
         .registration(printer.registration())
         .router(printer.router())
+        .app(printer.print_app())
         .transport(transport)
         .start()
         .await?;
     device.online().await?;
     let over = if transport == Transport::Bosh { "BOSH" } else { "WebSocket" };
     println!("printer   {id} traded its PIN for a credential, registered, and is online over {over}");
-    Ok(device)
+    Ok((device, out))
+}
+
+/// Prints a document, and looks at what came out of the printer.
+async fn print(service: &Client, id: &str, out: &Path) -> Result<(), Failure> {
+    let job = PrintJob::new().user("you").job_name("Hello").content_type("text/plain");
+    let mut printing = service.print(id, job)?.bytes(DOCUMENT).await?;
+    println!("print     {id} took the job, and was sent nothing before it did");
+    let mut state = JobState::Offered;
+    while let Some(update) = printing.next().await? {
+        if update.state != state {
+            state = update.state;
+            println!("print     {id} says: {}, {} bytes", state.as_str(), update.bytes);
+        }
+    }
+    let paper = std::fs::read_to_string(out.join(format!("{}.txt", printing.id())))?;
+    let same = if paper == DOCUMENT { "is what was sent" } else { "is not what was sent" };
+    println!("print     what came out of {id} {same}: {paper:?}");
+    Ok(())
 }
 
 /// The relay wrote it into its data folder, where the program `relay` finds it, too.
@@ -128,10 +159,12 @@ It stays up until Ctrl-C. In another terminal, with a service's key:
   curl -i -H 'Authorization: Bearer {key}' {url}/v1/devices/printer-1/objects/{toner}
   curl -i -H 'Authorization: Bearer {key}' {url}/v1/devices/printer-3/objects/{toner}
   curl -X PUT -H 'Authorization: Bearer {key}' -H 'Content-Type: text/plain' -d 'Hello' {url}/v1/devices/printer-1/objects/{display}
+  curl -X POST -H 'Authorization: Bearer {key}' -H 'Content-Type: text/plain' -d 'Hello' {url}/v1/devices/printer-2/apps/print
 
-or with the program `relay`, and the administrator's key that it finds in the relay's folder:
+in a browser, at {url}/ with that key, or with the program `relay`, and the administrator's key that it finds in the relay's folder:
 
   cargo run --release -p server-sdk --features relay --bin relay -- get printer-1 {toner} --relay {url} --key {key}
+  cargo run --release -p server-sdk --features relay --bin relay -- watch --relay {url} --data {data}
   cargo run --release -p server-sdk --features relay --bin relay -- enroll printer-3 --relay {url} --data {data}
   cargo run --release --bin virtual-printer -- --relay {url} --id printer-3 --pin THE_PIN_JUST_PRINTED
 "
