@@ -9,6 +9,7 @@ use crate::{
     agent::{Agent, AgentConfig, Known, OnQuiet},
     app::{App, Table},
     backoff::{MAX_RETRY_AFTER, ReconnectConfig},
+    book::{self, AddressBooks},
     device::{Device, Inner},
     error::{StartError, StateError},
     event::{BACKLOG, Event, SessionState},
@@ -50,6 +51,7 @@ pub struct Builder {
     registration: Registration,
     router: Router,
     apps: Vec<App>,
+    address_books: Option<AddressBooks>,
     respond_by: Option<RespondBy>,
     concurrency: usize,
     reconnect: ReconnectConfig,
@@ -81,6 +83,7 @@ impl Builder {
             registration: Registration::new(),
             router: Router::new(),
             apps: Vec::new(),
+            address_books: None,
             respond_by: None,
             concurrency: 16,
             reconnect: ReconnectConfig::default(),
@@ -161,6 +164,13 @@ impl Builder {
     /// A named function of the device that services send work to: printing, say. The relay is told of it by itself.
     pub fn app(mut self, app: App) -> Self {
         self.apps.push(app);
+        self
+    }
+
+    /// The address books that the device shares with the others of its account. The relay is told of their app by
+    /// itself; they are used through `books`, from the start on.
+    pub fn address_books(mut self, books: &AddressBooks) -> Self {
+        self.address_books = Some(books.clone());
         self
     }
 
@@ -247,11 +257,12 @@ impl Builder {
     ///
     /// # Cancel safety
     /// Dropped half-way, no device runs.
-    pub async fn start(self) -> Result<Device, StartError> {
+    pub async fn start(mut self) -> Result<Device, StartError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| StartError::NoRuntime)?;
         let device = DeviceId::new(&self.device_id)?;
         let url = RelayUrl::parse(&self.relay_url, self.allow_plaintext)?;
         self.check()?;
+        self.apps.extend(self.address_books.as_ref().map(AddressBooks::app));
         let apps = Table::new(self.apps)?;
         let (state, damage) = open_state(self.state_folder, &device).await?;
         let stored = state.read();
@@ -319,6 +330,13 @@ impl Builder {
         let maintenance = stored.maintenance.unwrap_or(self.maintenance);
         let first = if maintenance { SessionState::Starting } else { SessionState::Off };
         let (session_state, watch) = watch::channel(first);
+        let books = match &self.address_books {
+            Some(books) => {
+                let parts = book::Parts { session: watch.clone(), reach: watched.clone(), seed: seed() };
+                Some(books.open(&state, parts).await?)
+            }
+            None => None,
+        };
         let handle = Device::new(Inner {
             id: device.clone(),
             commands,
@@ -355,6 +373,9 @@ impl Builder {
             damage: damage.map(|Damage { recovered }| Event::StateDamaged { recovered }),
         });
         runtime.spawn(shell.run(maintenance));
+        if let Some(books) = books {
+            runtime.spawn(books.run());
+        }
         Ok(handle)
     }
 

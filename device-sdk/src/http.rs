@@ -5,17 +5,22 @@ use std::{fmt, time::Duration};
 use async_trait::async_trait;
 use relay_core::{
     auth::Secret,
-    ids::{DeviceId, RequestId, SessionId},
+    book::BookDocument,
+    ids::{AccountId, BookId, DeviceId, RequestId, SessionId},
     outcome::Disposition,
     request::Response,
 };
 
 use crate::registration::Registration;
 
+mod book;
 pub(crate) mod client;
 mod data;
 
-pub use self::data::{JobPart, JobStream};
+pub use self::{
+    book::{BookReport, BookVerdict},
+    data::{JobPart, JobStream},
+};
 
 /// The device's calls of its relay outside the session. The SDK makes them by HTTP; a test may make them to a relay in
 /// its own process.
@@ -68,6 +73,24 @@ pub trait RelayHttp: fmt::Debug + Send + Sync + 'static {
     /// Any: it is asked for again later.
     async fn job_data(&self, token: &Secret, id: &RequestId, from: u64)
     -> Result<Option<JobPart>, HttpError>;
+
+    /// Reports a change of an address book. Reported twice, it is taken once.
+    ///
+    /// # Errors
+    /// Any: it is reported again later. What the relay finally says of it is an `Ok`.
+    async fn report_book(&self, token: &Secret, report: &BookReport) -> Result<BookVerdict, HttpError>;
+
+    /// The address book `book` as it stands, with its name and version; `None` if the relay has none that this device
+    /// shares.
+    ///
+    /// # Errors
+    /// Any: it is asked for again later.
+    async fn book(
+        &self,
+        token: &Secret,
+        account: Option<&AccountId>,
+        book: &BookId,
+    ) -> Result<Option<BookDocument>, HttpError>;
 }
 
 /// What the relay finally said of an answer.

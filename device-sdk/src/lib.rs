@@ -42,7 +42,8 @@
 //!
 //! # Where to go on
 //!
-//! Services send work to an [`App`]: a document to print, say. One handler does it, whatever carries the data.
+//! Services send work to an [`App`]: a document to print, say. One handler does it, whatever carries the data. One app is
+//! there already: [`AddressBooks`], which the device shares with the others of its account.
 //!
 //! The [`guide`] goes through all of it. [`Router`] and [`Handler`] for what the device does, [`Builder`] for its settings, [`Device`] for what can be said to
 //! it while it runs. A transport of another kind is a [`relay_core::transport::Connector`], given to
@@ -68,6 +69,7 @@ pub mod guide {}
 mod agent;
 mod app;
 mod backoff;
+pub mod book;
 mod builder;
 mod device;
 mod error;
@@ -89,6 +91,7 @@ mod session;
 mod shell;
 mod state;
 mod transport;
+mod whole_file;
 
 pub use relay_core::{
     app::{Progress, print::PrintTicket},
@@ -100,12 +103,13 @@ pub use crate::{
     agent::OnQuiet,
     app::{App, IntoVersion, Job},
     backoff::ReconnectConfig,
+    book::AddressBooks,
     builder::Builder,
     device::Device,
     error::{ControlError, OnlineError, StartError, StateError},
     event::{Event, Events, JobEnd, SessionState, Step},
     handler::{Context, FromRequest, Handler, HandlerError, IntoBody, Json, Set},
-    http::{HttpError, HttpErrorKind, JobPart, JobStream, RelayHttp, Verdict},
+    http::{BookReport, BookVerdict, HttpError, HttpErrorKind, JobPart, JobStream, RelayHttp, Verdict},
     ledger::RespondBy,
     pull::{Download, Pull, PullError, Push},
     registration::{AppEntry, Registration},

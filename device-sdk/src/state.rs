@@ -1,34 +1,29 @@
 //! The state folder: what a device must still know after a power cut.
 //!
-//! One small file, `device.state`: a line with a SHA-256, then JSON. It is written beside, synced, and renamed into
-//! place, and the one before stays as `device.state.old`. So whatever the moment of the cut, one of the two is whole;
-//! which one is told by the checksum, and a file that is neither is said, not guessed at.
+//! One small [file](WholeFile), `device.state`, with JSON in it.
 
 use std::{
     fmt,
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use data_encoding::HEXLOWER;
 use relay_core::{
     auth::Secret,
     ids::{DeviceId, SessionId},
 };
 use serde::{Deserialize, Deserializer, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::{error::StateError, keepalive::Lesson};
+use crate::{
+    error::StateError,
+    keepalive::Lesson,
+    whole_file::{Form, Found, WholeFile, io_error, make_private_folder, private_file},
+};
 
-const MAGIC: &str = "relay-device-state";
-const VERSION: u32 = 1;
+static FORM: Form = Form { magic: "relay-device-state", version: 1, max: 64 * 1024 };
 const CURRENT: &str = "device.state";
-const OLD: &str = "device.state.old";
-const NEW: &str = "device.state.new";
-/// Far more than the state can be; what is larger was not written here.
-const MAX_STATE: u64 = 64 * 1024;
 /// Networks that are remembered: more than a device is carried between.
 const MAX_LESSONS: usize = 16;
 
@@ -116,10 +111,15 @@ struct Inner {
 #[derive(Debug)]
 struct Folder {
     path: PathBuf,
-    /// Whether `device.state` is whole, and so worth keeping as the old one.
-    current_is_whole: bool,
+    file: WholeFile,
     /// Held for as long as the device lives.
-    _lock: File,
+    lock: Arc<File>,
+}
+
+/// What keeps the folder from being another device's.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    _lock: Arc<File>,
 }
 
 impl State {
@@ -139,21 +139,19 @@ impl State {
             Err(fs::TryLockError::WouldBlock) => return Err(StateError::InUse(path.to_owned())),
             Err(fs::TryLockError::Error(source)) => return Err(io_error("lock", &lock_path)(source)),
         }
-        let current = read(&path.join(CURRENT))?;
-        let (stored, damage) = match &current {
-            Found::Whole(stored) => (stored.clone(), None),
-            Found::Nothing | Found::Torn => match (read(&path.join(OLD))?, &current) {
-                (Found::Whole(stored), _) => (stored, Some(Damage { recovered: true })),
-                (Found::Nothing, Found::Nothing) => (Stored::default(), None),
-                _ => (Stored::default(), Some(Damage { recovered: false })),
-            },
+        let (file, found) =
+            WholeFile::open(&FORM, path, CURRENT, |json| serde_json::from_slice::<Stored>(json).ok())?;
+        let (stored, damage) = match found {
+            Found::Whole(stored) => (stored, None),
+            Found::Before(stored) => (stored, Some(Damage { recovered: true })),
+            Found::Torn => (Stored::default(), Some(Damage { recovered: false })),
+            Found::Nothing => (Stored::default(), None),
         };
         if !stored.device.is_empty() && !stored.device.eq_ignore_ascii_case(device.as_str()) {
             return Err(StateError::OtherDevice { folder: path.to_owned(), found: stored.device });
         }
         let stored = Stored { device: device.as_str().to_owned(), ..stored };
-        let current_is_whole = matches!(current, Found::Whole(_));
-        let folder = Some(Folder { path: path.to_owned(), current_is_whole, _lock: lock });
+        let folder = Some(Folder { path: path.to_owned(), file, lock: Arc::new(lock) });
         Ok((Self(Arc::new(Mutex::new(Inner { stored, folder }))), damage))
     }
 
@@ -167,7 +165,9 @@ impl State {
         let mut stored = inner.stored.clone();
         change(&mut stored);
         if let Some(folder) = &mut inner.folder {
-            folder.write(&stored)?;
+            let json =
+                serde_json::to_vec(&stored).map_err(|error| io_error("write", &folder.path)(error.into()))?;
+            folder.file.write(&json)?;
         }
         inner.stored = stored;
         Ok(())
@@ -182,10 +182,20 @@ impl State {
             return self.change(change);
         }
         let state = self.clone();
-        let path = self.lock().folder.as_ref().map(|folder| folder.path.clone()).unwrap_or_default();
+        let path = self.folder().unwrap_or_default();
         tokio::task::spawn_blocking(move || state.change(change)).await.unwrap_or_else(|error| {
             Err(StateError::Io { what: "write", path, source: io::Error::other(error) })
         })
+    }
+
+    /// The folder, if there is one. For what else is kept in it: nothing is written there without a [`State::hold`].
+    pub(crate) fn folder(&self) -> Option<PathBuf> {
+        self.lock().folder.as_ref().map(|folder| folder.path.clone())
+    }
+
+    /// Keeps the folder this device's for as long as it is not dropped; `None` once it is let go of.
+    pub(crate) fn hold(&self) -> Option<Hold> {
+        self.lock().folder.as_ref().map(|folder| Hold { _lock: folder.lock.clone() })
     }
 
     /// Lets go of the folder: another device may have it. What is stored from now on is in memory.
@@ -198,109 +208,11 @@ impl State {
     }
 }
 
-impl Folder {
-    fn write(&mut self, stored: &Stored) -> Result<(), StateError> {
-        let (current, old, new) = (self.path.join(CURRENT), self.path.join(OLD), self.path.join(NEW));
-        let bytes = encode(stored).map_err(io_error("write", &new))?;
-        let write = || -> io::Result<()> {
-            let mut file = private_file(&new)?;
-            file.set_len(0)?;
-            file.write_all(&bytes)?;
-            file.sync_all()
-        };
-        write().map_err(io_error("write", &new))?;
-        if self.current_is_whole {
-            fs::rename(&current, &old).map_err(io_error("rename", &current))?;
-            self.current_is_whole = false;
-        }
-        fs::rename(&new, &current).map_err(io_error("rename", &new))?;
-        self.current_is_whole = true;
-        sync_folder(&self.path).map_err(io_error("sync", &self.path))
-    }
-}
-
-fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
-    let path = path.to_owned();
-    move |source| StateError::Io { what, path, source }
-}
-
-#[derive(Debug)]
-enum Found {
-    Whole(Stored),
-    Torn,
-    Nothing,
-}
-
-fn read(path: &Path) -> Result<Found, StateError> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
-        Err(error) => return Err(io_error("open", path)(error)),
-    };
-    let mut bytes = Vec::new();
-    file.take(MAX_STATE).read_to_end(&mut bytes).map_err(io_error("read", path))?;
-    decode(&bytes).map_err(|Later| StateError::Later(path.to_owned()))
-}
-
-fn encode(stored: &Stored) -> io::Result<Vec<u8>> {
-    let json = serde_json::to_vec(stored)?;
-    let mut bytes = format!("{MAGIC} {VERSION} {}\n", HEXLOWER.encode(&Sha256::digest(&json))).into_bytes();
-    bytes.extend_from_slice(&json);
-    bytes.push(b'\n');
-    Ok(bytes)
-}
-
-/// Whole, but of a version that this one cannot read.
-#[derive(Debug)]
-struct Later;
-
-fn decode(bytes: &[u8]) -> Result<Found, Later> {
-    let parse = || {
-        let end = bytes.iter().position(|&byte| byte == b'\n')?;
-        let head = std::str::from_utf8(&bytes[..end]).ok()?;
-        let mut words = head.split(' ');
-        let (magic, version, sum) = (words.next()?, words.next()?.parse::<u32>().ok()?, words.next()?);
-        let json = bytes[end + 1..].strip_suffix(b"\n")?;
-        let whole = magic == MAGIC && HEXLOWER.encode(&Sha256::digest(json)) == sum;
-        whole.then_some((version, json))
-    };
-    match parse() {
-        None => Ok(Found::Torn),
-        Some((version, _)) if version > VERSION => Err(Later),
-        Some((_, json)) => Ok(serde_json::from_slice(json).map_or(Found::Torn, Found::Whole)),
-    }
-}
-
-fn private_file(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
-}
-
-/// A rename is on disk once its folder is.
-#[cfg(unix)]
-fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-#[cfg(not(unix))]
-fn sync_folder(_: &Path) -> io::Result<()> {
-    Ok(())
-}
-
-fn make_private_folder(path: &Path) -> io::Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const OLD: &str = "device.state.old";
 
     fn device() -> DeviceId {
         DeviceId::new("printer-1").unwrap()

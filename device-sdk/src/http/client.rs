@@ -1,5 +1,6 @@
 //! [`RelayHttp`] by reqwest.
 
+mod books;
 mod job_data;
 
 pub(crate) use self::job_data::ContentRange;
@@ -13,7 +14,8 @@ use std::{
 use async_trait::async_trait;
 use relay_core::{
     auth::Secret,
-    ids::{DeviceId, RequestId, SessionId},
+    book::{BookDocument, MAX_SIZE},
+    ids::{AccountId, BookId, DeviceId, RequestId, SessionId},
     request::Response,
     retry_after,
 };
@@ -22,7 +24,7 @@ use rustls::ClientConfig;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{HttpError, HttpErrorKind, JobPart, RelayHttp, Verdict};
+use super::{BookReport, BookVerdict, HttpError, HttpErrorKind, JobPart, RelayHttp, Verdict};
 use crate::{error::StartError, registration::Registration, transport::Proxy};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -161,6 +163,7 @@ struct Answer {
     body: Vec<u8>,
     /// The code of a problem of the relay's own.
     problem: Option<Problem>,
+    etag: Option<Box<str>>,
     retry_after: Option<Duration>,
 }
 
@@ -186,12 +189,33 @@ impl HttpRelay {
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.request_to(method, self.url.join(path))
+    }
+
+    fn request_to(&self, method: Method, url: Url) -> RequestBuilder {
         let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        client.request(method, self.url.join(path)).timeout(ANSWER_WITHIN)
+        client.request(method, url).timeout(ANSWER_WITHIN)
     }
 
     fn authorized(&self, method: Method, path: &str, token: &Secret) -> RequestBuilder {
         self.request(method, path).header(header::AUTHORIZATION, bearer(token))
+    }
+
+    /// To an address book, which takes the time that `bytes` of one take.
+    fn to_book(
+        &self,
+        method: Method,
+        token: &Secret,
+        account: Option<&AccountId>,
+        book: &BookId,
+        bytes: usize,
+    ) -> RequestBuilder {
+        let mut url = self.url.join(&format!("v1/address-books/{book}"));
+        if let Some(account) = account {
+            url.query_pairs_mut().append_pair("account", account.as_str());
+        }
+        let request = self.request_to(method, url).header(header::AUTHORIZATION, bearer(token));
+        request.timeout(ANSWER_WITHIN + Duration::from_secs((bytes / SLOWEST) as u64))
     }
 }
 
@@ -206,22 +230,27 @@ async fn send(request: RequestBuilder) -> Result<Answer, HttpError> {
     read(request.send().await.map_err(unreachable)?).await
 }
 
-async fn read(mut response: reqwest::Response) -> Result<Answer, HttpError> {
+async fn read(response: reqwest::Response) -> Result<Answer, HttpError> {
+    read_within(response, MAX_ANSWER).await
+}
+
+async fn read_within(mut response: reqwest::Response, bound: usize) -> Result<Answer, HttpError> {
     let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
     let retry_after = header(header::RETRY_AFTER)
         .and_then(|field| retry_after::read(field, header(header::DATE), SystemTime::now()));
     let is_problem =
         header(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("application/problem+json"));
+    let etag = header(header::ETAG).map(Into::into);
     let status = response.status();
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
-        if body.len() + chunk.len() > MAX_ANSWER {
+        if body.len() + chunk.len() > bound {
             return Err(HttpError::new(HttpErrorKind::Unexpected, "the answer is longer than a relay's are"));
         }
         body.extend_from_slice(&chunk);
     }
     let problem = is_problem.then(|| problem(&body)).flatten();
-    Ok(Answer { status, body, problem, retry_after })
+    Ok(Answer { status, body, problem, etag, retry_after })
 }
 
 fn problem(body: &[u8]) -> Option<Problem> {
@@ -378,6 +407,21 @@ impl RelayHttp for HttpRelay {
         from: u64,
     ) -> Result<Option<JobPart>, HttpError> {
         job_data::fetch(self.authorized(Method::GET, &format!("v1/requests/{id}/body"), token), from).await
+    }
+
+    async fn report_book(&self, token: &Secret, report: &BookReport) -> Result<BookVerdict, HttpError> {
+        let account = report.account.as_ref();
+        let bytes = report.document.len() + MAX_SIZE;
+        books::put(self.to_book(Method::PUT, token, account, &report.book, bytes), report).await
+    }
+
+    async fn book(
+        &self,
+        token: &Secret,
+        account: Option<&AccountId>,
+        book: &BookId,
+    ) -> Result<Option<BookDocument>, HttpError> {
+        books::get(self.to_book(Method::GET, token, account, book, MAX_SIZE), book).await
     }
 }
 

@@ -4,13 +4,17 @@ use std::sync::Mutex;
 
 use async_trait::async_trait;
 use relay_core::{
+    book::BookDocument,
     error::ErrorKind,
-    ids::{ObjectId, SessionId},
+    ids::{AccountId, BookId, ObjectId, SessionId},
     transport::{ConnectOptions, Connector, Inbound, Queue, Session, TransportInfo},
 };
 
 use super::*;
-use crate::{Builder, Device, HttpError, HttpErrorKind, JobPart, RelayHttp, RespondBy, relays::Open};
+use crate::{
+    BookReport, BookVerdict, Builder, Device, HttpError, HttpErrorKind, JobPart, RelayHttp, RespondBy,
+    relays::Open,
+};
 
 /// All relays there are.
 #[derive(Debug, Clone, Default)]
@@ -108,6 +112,19 @@ impl RelayHttp for Relay {
 
     async fn job_data(&self, _: &Secret, _: &RequestId, _: u64) -> Result<Option<JobPart>, HttpError> {
         self.called("job_data").map(|()| None)
+    }
+
+    async fn report_book(&self, _: &Secret, _: &BookReport) -> Result<BookVerdict, HttpError> {
+        self.called("report_book").map(|()| BookVerdict::Stale)
+    }
+
+    async fn book(
+        &self,
+        _: &Secret,
+        _: Option<&AccountId>,
+        _: &BookId,
+    ) -> Result<Option<BookDocument>, HttpError> {
+        self.called("book").map(|()| None)
     }
 }
 

@@ -1,6 +1,7 @@
 //! A relay and what a device says to it, in this process.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -10,14 +11,15 @@ use std::{
 
 use async_trait::async_trait;
 use device_sdk::{
-    Builder, Device, DeviceId, Event, Events, HttpError, HttpErrorKind, JobPart, ObjectId, Registration,
-    RelayHttp, Request, RequestId, Response, Router, SessionState, Verdict,
+    AccountId, BookReport, BookVerdict, Builder, Device, DeviceId, Event, Events, HttpError, HttpErrorKind,
+    JobPart, ObjectId, Registration, RelayHttp, Request, RequestId, Response, Router, SessionState, Verdict,
 };
 use relay_core::{
     Call, Relay,
     auth::{AuthError, Authenticator, Credentials, Principal, ScramHash, ScramVerifier, Secret},
+    book::BookDocument,
     error::{ErrorKind, TransportError},
-    ids::SessionId,
+    ids::{BookId, SessionId},
     memory::{self, MemoryConnector},
     outcome::RequestError,
     relay::{Answer, State},
@@ -71,6 +73,11 @@ pub(crate) struct Inner {
     pub(crate) links: Links,
     /// What was registered last.
     pub(crate) registered: Mutex<Option<Registration>>,
+    /// What is said of the next changes of address books; then nothing is.
+    pub(crate) verdicts: Mutex<VecDeque<BookVerdict>>,
+    pub(crate) reports: Mutex<Vec<BookReport>>,
+    /// The address book that there is.
+    pub(crate) book: Mutex<Option<BookDocument>>,
 }
 
 fn start_relay() -> (Relay, MemoryConnector) {
@@ -92,6 +99,9 @@ impl World {
             lose: AtomicUsize::new(0),
             links: Links::default(),
             registered: Mutex::default(),
+            verdicts: Mutex::default(),
+            reports: Mutex::default(),
+            book: Mutex::default(),
         }))
     }
 
@@ -230,6 +240,26 @@ impl RelayHttp for World {
     async fn job_data(&self, _: &Secret, id: &RequestId, from: u64) -> Result<Option<JobPart>, HttpError> {
         self.log("job_data")?;
         Ok(self.relay().job_data(&device_id(), id).map(|data| self.0.links.part(data, from)))
+    }
+
+    async fn report_book(&self, token: &Secret, report: &BookReport) -> Result<BookVerdict, HttpError> {
+        self.log("report_book")?;
+        if token.expose() != TOKEN {
+            return Err(HttpError::new(HttpErrorKind::Unauthenticated, "not accepted"));
+        }
+        self.0.reports.lock().unwrap().push(report.clone());
+        let verdict = self.0.verdicts.lock().unwrap().pop_front();
+        verdict.ok_or_else(|| HttpError::new(HttpErrorKind::Overloaded, "later"))
+    }
+
+    async fn book(
+        &self,
+        _: &Secret,
+        _: Option<&AccountId>,
+        _: &BookId,
+    ) -> Result<Option<BookDocument>, HttpError> {
+        self.log("book")?;
+        Ok(self.0.book.lock().unwrap().clone())
     }
 }
 
