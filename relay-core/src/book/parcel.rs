@@ -43,7 +43,20 @@ impl Parcel {
     pub fn open(header: &str, data: &[u8]) -> Result<BookDocument, InvalidBook> {
         let limits = Limits { bytes: Offer::MAX_HEADER, ..BookDocument::LIMITS };
         let element = Element::parse(header.as_bytes(), &limits)?;
-        let Some(length) = element.attr("length") else { return BookDocument::parse(header.as_bytes()) };
+        let wrong = |words: &'static str| Err(InvalidBook::at(ROOT, words));
+        let Some(length) = element.attr("length") else {
+            return match data {
+                [] => BookDocument::parse(header.as_bytes()),
+                _ => wrong("the header is the whole document, and yet there are data"),
+            };
+        };
+        let is_label = element.name() == ROOT
+            && element.namespace().is_empty()
+            && element.children().next().is_none()
+            && !element.has_text();
+        if !is_label {
+            return wrong("the header speaks of a document and is none of an address book");
+        }
         let opened = BookDocument::parse(data)?;
         let labels = [
             ("book", opened.book.as_ref().map(ToString::to_string)),
@@ -51,7 +64,7 @@ impl Parcel {
         ];
         let same = labels.iter().all(|(name, label)| element.attr(name) == label.as_deref());
         if !same || length != data.len().to_string() {
-            return Err(InvalidBook::at(ROOT, "the header speaks of another document than the data are"));
+            return wrong("the header speaks of another document than the data are");
         }
         Ok(opened)
     }

@@ -160,6 +160,17 @@ fn a5_a_small_book_is_delivered_as_a_header_and_a_large_one_as_data() {
     for data in [&parcel.data[..1000], &other.data, &later.data, b""] {
         assert!(Parcel::open(&parcel.header, data).is_err());
     }
+    // A header that is none, or is the document itself.
+    let length = parcel.data.len();
+    for header in [
+        format!("<Book book='staff' version='7' length='{length}'/>"),
+        format!("<AddressBook xmlns='urn:x' book='staff' version='7' length='{length}'/>"),
+        format!("<AddressBook book='staff' version='7' length='{length}'><email/></AddressBook>"),
+        format!("<AddressBook book='staff' version='7' length='{length}'>x</AddressBook>"),
+        "<AddressBook book='staff' version='7'/>".to_owned(),
+    ] {
+        assert!(Parcel::open(&header, &parcel.data).is_err(), "{header}");
+    }
 }
 
 #[test]
