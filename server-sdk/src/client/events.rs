@@ -297,7 +297,7 @@ impl Events {
             return Ok(None);
         }
         let Block { kind, data, id } = std::mem::take(&mut self.block);
-        self.last = id.or(self.last.take());
+        self.last = id.or_else(|| self.last.take());
         self.retry.reset();
         fn read<T: DeserializeOwned>(data: &str) -> Result<T, Error> {
             serde_json::from_str(data).map_err(|error| {

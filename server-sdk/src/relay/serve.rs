@@ -190,10 +190,8 @@ impl Server {
         let jobs = Arc::new(Jobs::new(spool, finished_for, finished_max));
         let revived = jobs.recover().await;
         let managers = (manager, ws_manager);
-        let http = (config.http, config.trusted_proxies);
-        let documents = (documents, jobs);
-        let app = App::new(relay, store, auth, directory, managers, documents, http, watcher_behind);
-        let app = Arc::new(app);
+        let http = (config.http, config.trusted_proxies, watcher_behind);
+        let app = Arc::new(App::new(relay, store, auth, directory, managers, (documents, jobs), http));
         let mut listeners = Vec::new();
         let mut addresses = Vec::new();
         for address in config.listen {

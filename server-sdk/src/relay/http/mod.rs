@@ -111,8 +111,7 @@ impl App {
         directory: Directory,
         (bosh, ws): (ConnectionManager, WsManager),
         (documents, jobs): (Documents, Arc<Jobs>),
-        (limits, trusted_proxies): (HttpLimits, Vec<IpAddr>),
-        watcher_behind: usize,
+        (limits, trusted_proxies, watcher_behind): (HttpLimits, Vec<IpAddr>, usize),
     ) -> Self {
         Self {
             books: Books::new(relay.clone(), store.clone()),

@@ -243,7 +243,7 @@ pub(super) struct Noted {
 
 impl Noted {
     /// Writes down how it ended.
-    pub(super) fn ended(self: Box<Self>, app: &App, result: &Result<Reply, Problem>) {
+    pub(super) fn ended(&self, app: &App, result: &Result<Reply, Problem>) {
         let mut data = json!({ "method": self.method });
         match result {
             Ok(reply) => {
@@ -262,7 +262,7 @@ impl Noted {
     }
 
     /// Its caller hung up.
-    pub(super) fn cancelled(self: Box<Self>, app: &App) {
+    pub(super) fn cancelled(&self, app: &App) {
         let data = json!({ "id": null, "method": self.method, "state": JobState::Cancelled.as_str() });
         write(app, &self.logs, Kind::Request, &self.device, &self.key, data);
     }
