@@ -26,6 +26,7 @@ use super::{
     App,
     access::Ticket,
     door::Place,
+    link::held_back,
     problem::{Code, Problem},
 };
 
@@ -245,7 +246,13 @@ fn begin(body: &mut Incoming, max: usize, cx: &mut Context<'_>) -> Result<Begun,
     if body.is_end_stream() {
         return Ok(Begun::All(Bytes::new()));
     }
-    match Pin::new(&mut *body).poll_frame(cx) {
+    // Who takes a piece of a body wakes whoever reads the connection for the next one, also after the last, when there
+    // is nothing more to be read: half of all turns of a connection would be for that.
+    let (frame, woken) = held_back(|| Pin::new(&mut *body).poll_frame(cx));
+    if woken && !body.is_end_stream() {
+        cx.waker().wake_by_ref();
+    }
+    match frame {
         Poll::Pending => Ok(Begun::Part(Bytes::new())),
         Poll::Ready(None) => Ok(Begun::All(Bytes::new())),
         Poll::Ready(Some(frame)) => {

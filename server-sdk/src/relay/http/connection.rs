@@ -7,7 +7,7 @@ use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
     sync::{Arc, atomic::Ordering::Relaxed},
-    task::Poll,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -71,6 +71,8 @@ pub(super) async fn serve(stream: TcpStream, place: Arc<Place>, edge: Edge) {
         let io = TokioIo::new(Watched { stream, link: link.clone() });
         let mut connection = app.http.serve_connection(io, edge);
         let mut clock = Clock::new(link, &app.limits);
+        // Not the task's own: `body` holds back the wakes that mean nothing.
+        let waker = Waker::from(link.clone());
         let end = {
             let mut sleep = pin!(sleep_until(clock.armed));
             let mut draining = false;
@@ -86,7 +88,8 @@ pub(super) async fn serve(stream: TcpStream, place: Arc<Place>, edge: Edge) {
                     Order::Shed => return Poll::Ready(End::Shed),
                     Order::Abort => return Poll::Ready(End::Cut),
                 }
-                if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
+                if let Poll::Ready(result) = Pin::new(&mut connection).poll(&mut Context::from_waker(&waker))
+                {
                     if let Err(error) = result {
                         tracing::debug!(peer = %link.peer, %error, "connection broke");
                         drop(place.take_upgrade());
@@ -96,7 +99,7 @@ pub(super) async fn serve(stream: TcpStream, place: Arc<Place>, edge: Edge) {
                 loop {
                     match clock.look(link, sleep.as_mut()) {
                         Look::Over(end) => return Poll::Ready(end),
-                        Look::Rest => return Poll::Pending,
+                        Look::Rest | Look::Watched => return Poll::Pending,
                         Look::Watch if sleep.as_mut().poll(cx).is_pending() => return Poll::Pending,
                         Look::Watch => {}
                     }
@@ -162,8 +165,10 @@ async fn finish(mut stream: TcpStream, end: End, link: &Link) {
 enum Look {
     /// Nothing to wait for but the network.
     Rest,
-    /// Wait for the sleep as well.
+    /// Wait for the sleep as well, which has to be polled first.
     Watch,
+    /// Wait for the sleep as well.
+    Watched,
     /// Time is up.
     Over(End),
 }
@@ -182,6 +187,9 @@ struct Clock {
     stall: Option<(Instant, u32)>,
     /// When the sleep will look up.
     armed: Instant,
+    /// Whether it was polled since it was set: it wakes this task then, and no other poll of it says more than
+    /// [`Sleep::is_elapsed`].
+    watched: bool,
 }
 
 impl Clock {
@@ -196,10 +204,11 @@ impl Clock {
             deadline: Some(deadline),
             stall: None,
             armed: deadline,
+            watched: false,
         }
     }
 
-    fn look(&mut self, link: &Link, mut sleep: Pin<&mut Sleep>) -> Look {
+    fn look(&mut self, link: &Link, sleep: Pin<&mut Sleep>) -> Look {
         self.follow(link);
         let stall = self.stall.map(|(at, _)| at);
         let Some(next) = self.deadline.into_iter().chain(stall).min() else { return Look::Rest };
@@ -211,13 +220,16 @@ impl Clock {
                 }
                 return self.look(link, sleep);
             }
-            sleep.as_mut().reset(next);
-            self.armed = next;
+            self.set(next, sleep);
         } else if next < self.armed {
-            sleep.as_mut().reset(next);
-            self.armed = next;
+            self.set(next, sleep);
         }
-        Look::Watch
+        if std::mem::replace(&mut self.watched, true) { Look::Watched } else { Look::Watch }
+    }
+
+    fn set(&mut self, next: Instant, sleep: Pin<&mut Sleep>) {
+        sleep.reset(next);
+        (self.armed, self.watched) = (next, false);
     }
 
     /// Follows the connection into its phase.

@@ -8,13 +8,14 @@
 //! ```
 
 use std::{
+    cell::Cell,
     net::IpAddr,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Wake},
 };
 
 use futures_util::task::AtomicWaker;
@@ -140,6 +141,41 @@ impl Link {
     pub(super) fn give(&self, order: Order) {
         self.order.fetch_max(order as u8, Relaxed);
         self.waker.wake();
+    }
+}
+
+thread_local! {
+    /// While wakes on this thread are held back: whether there was one.
+    static HELD_BACK: Cell<Option<bool>> = const { Cell::new(None) };
+}
+
+/// Does `work`, which wakes no connection of this thread; what came of it, and whether it would have.
+pub(super) fn held_back<T>(work: impl FnOnce() -> T) -> (T, bool) {
+    struct Guard(Option<bool>);
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            HELD_BACK.set(self.0);
+        }
+    }
+    let guard = Guard(HELD_BACK.replace(Some(false)));
+    let done = work();
+    let woken = HELD_BACK.get() == Some(true);
+    drop(guard);
+    (done, woken)
+}
+
+/// What wakes the connection's task, as the HTTP machine sees it.
+impl Wake for Link {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if HELD_BACK.get().is_some() {
+            HELD_BACK.set(Some(true));
+        } else {
+            self.waker.wake();
+        }
     }
 }
 
