@@ -96,6 +96,11 @@ impl<W: Words> Machine<W> {
         }
     }
 
+    /// Bytes that it keeps: of what came and was not handed on, and of what is not yet written.
+    pub fn held(&self) -> usize {
+        self.link.held() + self.inbox_bytes
+    }
+
     /// The job.
     pub const fn job(&self) -> &RequestId {
         &self.job

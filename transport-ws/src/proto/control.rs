@@ -169,6 +169,12 @@ impl Machine {
         self.link.lingers()
     }
 
+    /// Bytes that it keeps: of what came and was not handed on, and of what is not yet written.
+    pub fn held(&self) -> usize {
+        let inbox: usize = self.inbox.iter().map(Envelope::cost).sum();
+        self.link.held() + self.unread.capacity() + inbox
+    }
+
     /// Whether bytes are to be read from the connection.
     pub fn wants_read(&self) -> bool {
         !self.is_over() && self.unread.is_empty()

@@ -183,6 +183,12 @@ impl Decoder {
         self.stashed > 0 || self.frame.is_some() || self.message.is_some()
     }
 
+    /// Bytes that it keeps room for.
+    pub fn held(&self) -> usize {
+        let message = self.message.as_ref().map_or(0, |message| message.bytes.capacity());
+        self.control.capacity() + message
+    }
+
     /// Reads a header; whether it is there whole.
     fn header(&mut self, bytes: &mut &[u8]) -> Result<bool, Fault> {
         if bytes.is_empty() {

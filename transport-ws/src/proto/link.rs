@@ -143,6 +143,11 @@ impl Link {
         self.outgoing.len()
     }
 
+    /// Bytes that are kept.
+    pub(super) fn held(&self) -> usize {
+        self.decoder.held() + self.outgoing.len()
+    }
+
     pub(super) fn text(&mut self, text: &str) {
         if self.is_open() {
             self.outgoing.text(text);
