@@ -286,3 +286,67 @@ fn write(
         log.announce(number);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn id(n: usize) -> KeyId {
+        KeyId::new(&format!("key-{n}")).unwrap()
+    }
+
+    fn watch(outcomes: &Arc<Outcomes>, n: usize, position: Option<u64>) -> Option<Watching> {
+        outcomes.watch(&Principal::Service(id(n)), position)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn b15_a_log_goes_on_for_a_while_after_its_last_watcher_left_and_is_then_forgotten() {
+        let outcomes = Arc::new(Outcomes::new(4));
+        assert!(outcomes.of(&id(0)).is_none(), "nobody watches");
+        let watching = watch(&outcomes, 0, None).unwrap();
+        let position = Some(watching.watch.position());
+        advance(2 * KEPT_FOR).await;
+        assert_eq!(outcomes.of(&id(0)).map(|logs| logs.len()), Some(1));
+        assert!(outcomes.of(&id(1)).is_none() && watch(&outcomes, 1, position).is_none());
+        drop(watching);
+        advance(KEPT_FOR).await;
+        assert!(outcomes.of(&id(0)).is_some());
+        drop(watch(&outcomes, 0, position).expect("it came back in time"));
+        advance(KEPT_FOR + Duration::from_secs(1)).await;
+        assert!(outcomes.of(&id(0)).is_none());
+        assert_eq!(outcomes.there.load(Relaxed), 0, "requests no longer look for it");
+        assert!(watch(&outcomes, 0, position).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn b15_logs_without_a_watcher_have_a_bound() {
+        let outcomes = Arc::new(Outcomes::new(4));
+        let watched = watch(&outcomes, 0, None);
+        for n in 1..KEPT + 50 {
+            drop(watch(&outcomes, n, None));
+            advance(Duration::from_millis(1)).await;
+        }
+        assert_eq!(outcomes.there.load(Relaxed), KEPT + 1);
+        assert!(outcomes.of(&id(0)).is_some() && outcomes.of(&id(KEPT + 49)).is_some());
+        assert!(outcomes.of(&id(1)).is_none(), "the one that was left longest ago went");
+        drop(watched);
+        outcomes.end();
+        let ended = watch(&outcomes, 0, None).unwrap().watch.next().await;
+        assert!(ended.is_err(), "{ended:?}");
+        let ended = watch(&outcomes, 1, None).unwrap().watch.next().await;
+        assert!(ended.is_err(), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn administrators_share_the_log_that_has_all() {
+        let outcomes = Arc::new(Outcomes::new(4));
+        let watchings = [7, 8].map(|n| outcomes.watch(&Principal::Administrator(id(n)), None).unwrap());
+        assert_eq!(outcomes.there.load(Relaxed), 1);
+        assert_eq!(outcomes.of(&id(0)).map(|logs| logs.len()), Some(1));
+        let own = watch(&outcomes, 0, None);
+        assert_eq!(outcomes.of(&id(0)).map(|logs| logs.len()), Some(2));
+        drop((own, watchings));
+    }
+}
