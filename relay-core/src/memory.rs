@@ -299,6 +299,12 @@ impl Push for End {
     fn refresh(&mut self) {}
 
     async fn close(&mut self, reason: CloseReason) {
+        let elsewhere = match &reason {
+            CloseReason::Drain { retry_after, to: Some(to) } => {
+                Some(Envelope::Drain { retry_after: *retry_after, to: Some((**to).into()) })
+            }
+            _ => None,
+        };
         let (kind, told) = match reason {
             CloseReason::Shutdown => (ErrorKind::Closed, EndReason::Goodbye),
             CloseReason::Drain { retry_after, .. } => {
@@ -313,7 +319,11 @@ impl Push for End {
         };
         self.refuse(kind);
         // A peer that reads nothing does not learn why.
-        let farewell = self.to_peer.send_timeout(Message::Bye(told), std::time::Duration::from_secs(1));
+        let farewell = tokio::time::timeout(std::time::Duration::from_secs(1), async {
+            for message in elsewhere.map(Message::Envelope).into_iter().chain([Message::Bye(told)]) {
+                let _ = self.to_peer.send(message).await;
+            }
+        });
         tokio::select! {
             _ = farewell => {}
             Ok(_) = self.cut.wait_for(|cut| *cut) => {}

@@ -221,6 +221,9 @@ impl fmt::Debug for Knock {
     }
 }
 
+/// What opens a channel, or says that there is no such job: the handshake of a [`ChannelKnock`].
+pub type OpenChannel = Box<dyn FnOnce(Option<App>) -> BoxFuture<Result<RelayChannel, TransportError>> + Send>;
+
 /// A device, authenticated, that wants to open the channel of a job. Await `handshake` to let it in, or to tell it that it
 /// has no such job. Drop it if there is no room now: it may come back.
 pub struct ChannelKnock {
@@ -236,7 +239,7 @@ pub struct ChannelKnock {
     pub protocols: Vec<Box<str>>,
     /// Opens the channel, as one of the app given, whose protocol was offered. Without an app there is no such job of that
     /// device: it is told so, and this is an error. Bounded in time by the transport.
-    pub handshake: Box<dyn FnOnce(Option<App>) -> BoxFuture<Result<RelayChannel, TransportError>> + Send>,
+    pub handshake: OpenChannel,
 }
 
 impl fmt::Debug for ChannelKnock {
@@ -416,7 +419,7 @@ pub enum CloseReason {
     Drain {
         /// When to come back.
         retry_after: Duration,
-        /// Where to, if elsewhere: a URL.
+        /// Where to, if elsewhere: a URL. It reaches the device as [`Envelope::Drain`].
         to: Option<Arc<str>>,
     },
     /// A newer session of the same device took over.

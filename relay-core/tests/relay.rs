@@ -314,7 +314,11 @@ async fn l2_a_relay_that_stops_tells_its_devices_and_ends_its_calls() {
     let (first, _) = device.request().await;
     let stopping = tokio::spawn({
         let relay = relay.clone();
-        async move { relay.shutdown(Duration::from_secs(2), Duration::from_secs(7), None).await }
+        async move {
+            relay
+                .shutdown(Duration::from_secs(2), Duration::from_secs(7), Some("https://next.example/"))
+                .await
+        }
     });
     tokio::task::yield_now().await;
     let refused = relay.request(get("printer-1", "toner")).await.unwrap_err();
@@ -323,6 +327,9 @@ async fn l2_a_relay_that_stops_tells_its_devices_and_ends_its_calls() {
     assert_eq!(answered.await.unwrap(), Ok("73".to_owned()), "in flight finishes");
     assert_eq!(unanswered.await.unwrap(), Err(RequestError::DeviceTimeout { received: false }));
     stopping.await.unwrap();
+    let (retry_after, to) = (Duration::from_secs(7), Some("https://next.example/".into()));
+    let drain = Envelope::Drain { retry_after, to };
+    while device.got.recv().await.expect("where to go") != drain {}
     assert_eq!(
         device.ended.recv().await,
         Some(EndReason::Drain { retry_after: Some(Duration::from_secs(7)) })
