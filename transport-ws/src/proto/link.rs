@@ -265,12 +265,8 @@ impl Link {
         self.over(Cause::Lost);
     }
 
-    /// Reads from `bytes`, which it moves on, to the next message that counts; `None` if there is none in them.
-    pub(super) fn next(&mut self, bytes: &mut &[u8], now: Instant) -> Option<Message> {
-        self.next_if(true, bytes, now)
-    }
-
-    /// The same; but unless `wanted`, it stops at the first frame that is part of a message.
+    /// Reads from `bytes`, which it moves on, to the next message that counts; `None` if there is none in them. Unless one is
+    /// `wanted`, it stops at the first frame that is part of one.
     pub(super) fn next_if(&mut self, wanted: bool, bytes: &mut &[u8], now: Instant) -> Option<Message> {
         if !self.listens() {
             self.throw_away(bytes.len());
