@@ -73,6 +73,9 @@ thread_local! {
     static MASK: Cell<u32> = const { Cell::new(1) };
 }
 
+/// How much is on its way to a machine at most, give or take a frame.
+const MOST: usize = 400_000;
+
 fn mask() -> [u8; 4] {
     MASK.set(MASK.get().wrapping_mul(0x9e37_79b9).wrapping_add(0x7f4a_7c15));
     MASK.get().to_be_bytes()
@@ -256,9 +259,9 @@ impl<W: Words> Machine for Channel<W> {
     fn ignored(&self) -> usize {
         self.machine.ignored() as usize
     }
-    fn hear(&mut self, room: bool, _: Instant) -> usize {
+    fn hear(&mut self, room: bool, now: Instant) -> usize {
         let mut heard = 0;
-        while room && self.machine.pop().is_some() {
+        while room && self.machine.pop(now).is_some() {
             heard += 1;
         }
         heard
@@ -319,8 +322,9 @@ struct Run {
     /// What the machine may keep.
     bound: usize,
     now: Instant,
-    /// On its way to the machine.
+    /// On its way to the machine, and how far that is.
     coming: Vec<u8>,
+    at: usize,
     eof: bool,
     /// How much of it comes at once, and how much its driver reads at most.
     chunk: usize,
@@ -374,6 +378,7 @@ impl Run {
             bound,
             now: *START,
             coming: vec![],
+            at: 0,
             eof: false,
             chunk: most,
             most,
@@ -409,6 +414,10 @@ impl Run {
 
     /// One step of the script; `None` at its end.
     fn step(&mut self, script: &mut Script<'_>) -> Option<()> {
+        if self.coming.len() > MOST {
+            // More would only take time.
+            return None;
+        }
         match script.byte()? % 13 {
             // Bytes as they are.
             0 => {
@@ -451,7 +460,7 @@ impl Run {
             11 => {
                 let (first, count, times) = (script.byte()?, script.byte()? % 64, script.short()? % 10_000);
                 let payload = script.bytes(count.into()).to_vec();
-                for _ in 0..times {
+                for _ in 0..times.min(MOST / (payload.len() + 6)) {
                     self.frame(first, &payload);
                 }
             }
@@ -463,23 +472,26 @@ impl Run {
 
     /// What its driver does, as far as the connection and the owner let it.
     fn turn(&mut self) {
-        for _ in 0..100_000 {
+        for _ in 0..self.coming.len() + 100 {
             self.write();
             self.heard += self.machine.hear(self.room, self.now);
             assert!(self.machine.held() <= self.bound, "{} bytes are kept", self.machine.held());
             if !self.machine.wants_read() || self.machine.is_over() {
                 return;
             }
-            if self.coming.is_empty() {
+            if self.at == self.coming.len() {
+                (self.coming, self.at) = (vec![], 0);
                 if std::mem::take(&mut self.eof) {
                     self.machine.end_of_stream();
                     continue;
                 }
                 return;
             }
-            let chunk: Vec<u8> = self.coming.drain(..self.chunk.min(self.coming.len())).collect();
-            self.came.extend_from_slice(&chunk);
-            self.machine.received(&chunk, self.now);
+            let rest = &self.coming[self.at..];
+            let chunk = &rest[..self.chunk.min(rest.len())];
+            self.at += chunk.len();
+            self.came.extend_from_slice(chunk);
+            self.machine.received(chunk, self.now);
         }
         panic!("the machine spins");
     }

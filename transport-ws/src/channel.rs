@@ -254,9 +254,9 @@ impl<W: Words> Shared<W> {
         self.order(|state| {
             state.halves -= 1;
             if state.halves == 0 {
-                state.machine.abandon();
+                state.machine.abandon(now());
             } else if receiver {
-                state.machine.deafen();
+                state.machine.deafen(now());
             }
         });
     }
@@ -314,11 +314,14 @@ impl<W: Words> Receiver<W> {
         let (message, task) = {
             let mut state = self.shared.lock();
             let full = !state.machine.wants_read();
-            let Some(message) = state.machine.pop() else {
+            let Some(message) = state.machine.pop(now()) else {
                 let cause = state.machine.ended()?;
                 return Some(ended(cause, state.machine.is_relay()).map_or(Ok(None), Err));
             };
-            let task = if full && state.machine.wants_read() { state.task.clone() } else { None };
+            // What was left over may have been read: there may be something to answer.
+            let machine = &state.machine;
+            let more = machine.wants_read() || machine.wants_write() || machine.is_over();
+            let task = if full && more { state.task.clone() } else { None };
             (message, task)
         };
         if let Some(task) = task {

@@ -60,6 +60,8 @@ pub struct Machine<W: Words> {
     link: Link,
     inbox: VecDeque<W::In>,
     inbox_bytes: usize,
+    /// Bytes that came and are not yet read, since too much waits for the owner.
+    unread: Vec<u8>,
     /// A message came: the relay's first is the header.
     begun: bool,
     /// The owner hears nothing any more.
@@ -87,6 +89,7 @@ impl<W: Words> Machine<W> {
             link: Link::new(end, link, now),
             inbox: VecDeque::new(),
             inbox_bytes: 0,
+            unread: Vec::new(),
             begun: false,
             deaf: false,
             messages: config.messages.map(|(rate, burst)| Bucket::new(rate, burst, now)),
@@ -98,7 +101,7 @@ impl<W: Words> Machine<W> {
 
     /// Bytes that it keeps: of what came and was not handed on, and of what is not yet written.
     pub fn held(&self) -> usize {
-        self.link.held() + self.inbox_bytes
+        self.link.held() + self.inbox_bytes + self.unread.capacity()
     }
 
     /// The job.
@@ -172,19 +175,20 @@ impl<W: Words> Machine<W> {
             reason.map_or((close::NORMAL, ""), |reason| close::of_reason(reason, self.link.is_relay()));
         self.link.close(code, words, now);
         if self.cause() == Some(Cause::Closed) {
-            self.deafen();
+            self.deafen(now);
         }
     }
 
     /// The owner wants to hear nothing any more: what comes is thrown away.
-    pub fn deafen(&mut self) {
+    pub fn deafen(&mut self, now: Instant) {
         self.deaf = true;
         (self.inbox, self.inbox_bytes) = (VecDeque::new(), 0);
+        self.read_on(now);
     }
 
     /// The owner is gone. A channel that is open breaks; a closing handshake goes on.
-    pub fn abandon(&mut self) {
-        self.deafen();
+    pub fn abandon(&mut self, now: Instant) {
+        self.deafen(now);
         if self.link.is_open() {
             self.link.lost();
         }
@@ -204,12 +208,34 @@ impl<W: Words> Machine<W> {
 
     /// Whether bytes are to be read from the connection.
     pub fn wants_read(&self) -> bool {
-        !self.is_over() && (!self.link.is_open() || self.inbox_bytes < self.config.read_ahead)
+        !self.is_over() && self.unread.is_empty() && self.listens()
+    }
+
+    /// Whether there is room for another message.
+    fn listens(&self) -> bool {
+        !self.link.is_open() || self.inbox_bytes < self.config.read_ahead
     }
 
     /// Bytes came.
-    pub fn received(&mut self, mut bytes: &[u8], now: Instant) {
-        while let Some(received) = self.link.next(&mut bytes, now) {
+    pub fn received(&mut self, bytes: &[u8], now: Instant) {
+        if self.unread.is_empty() {
+            self.read(bytes, now);
+        } else {
+            self.unread.extend_from_slice(bytes);
+        }
+    }
+
+    /// Reads on in what was left over.
+    fn read_on(&mut self, now: Instant) {
+        let unread = std::mem::take(&mut self.unread);
+        if !unread.is_empty() {
+            self.read(&unread, now);
+        }
+    }
+
+    fn read(&mut self, mut bytes: &[u8], now: Instant) {
+        // Control frames that stand before the next message are read in any case: a ping is answered, a Close heard.
+        while let Some(received) = self.link.next_if(self.listens(), &mut bytes, now) {
             let read = match received {
                 Received::Text(text) => self.read_text(&text, now),
                 Received::Binary(bytes) if !self.begun => {
@@ -224,6 +250,9 @@ impl<W: Words> Machine<W> {
                 self.inbox_bytes += FLAT + W::len(&message);
                 self.inbox.push_back(message);
             }
+        }
+        if self.link.reads() {
+            self.unread = bytes.to_vec();
         }
     }
 
@@ -260,9 +289,13 @@ impl<W: Words> Machine<W> {
     }
 
     /// The next message of the peer's.
-    pub fn pop(&mut self) -> Option<W::In> {
+    pub fn pop(&mut self, now: Instant) -> Option<W::In> {
         let message = self.inbox.pop_front()?;
         self.inbox_bytes -= FLAT + W::len(&message);
+        // Not for every message: what is left over each time is copied.
+        if self.inbox_bytes <= self.config.read_ahead / 2 {
+            self.read_on(now);
+        }
         if self.inbox.is_empty() {
             self.inbox = VecDeque::new();
         }

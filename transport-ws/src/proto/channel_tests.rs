@@ -3,7 +3,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 use relay_core::app::{Digest, Progress, Sending, ToDevice, ToRelay};
-use tungstenite::protocol::frame::coding::{Control, OpCode};
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 use super::*;
 use crate::{
@@ -72,14 +72,14 @@ fn a_channel_from_header_to_close() {
     {
         relay.push(message.clone()).unwrap();
         carry(&mut relay, &mut device, 3, now);
-        assert_eq!(device.pop(), Some(message));
+        assert_eq!(device.pop(now), Some(message));
     }
     for message in
         [ToRelay::Credit { from: Some(1), bytes: 2 }, ToRelay::Progress(Progress::new(3)), ToRelay::Close]
     {
         device.push(message.clone()).unwrap();
         carry(&mut device, &mut relay, 3, now);
-        assert_eq!(relay.pop(), Some(message));
+        assert_eq!(relay.pop(now), Some(message));
     }
     device.close(None, now);
     assert_eq!((device.cause(), device.ended()), (Some(Cause::Closed), None));
@@ -178,7 +178,7 @@ fn l4_an_owner_that_does_not_listen_hides_its_peers_pong_and_does_not_lose_it() 
         device.timeout(at);
     }
     assert!(!device.is_over());
-    while device.pop().is_some() {}
+    while device.pop(now).is_some() {}
     device.timeout(at + config.answer_within);
     assert_eq!(device.ended(), Some(Cause::Lost));
 }
@@ -198,12 +198,52 @@ fn b4_what_waits_for_the_owner_is_bounded_whatever_its_size() {
         }
         let held = messages * (size + FLAT);
         assert!(held <= ChannelConfig::device().read_ahead + Sending::PIECE + FLAT, "{held} for {size}");
-        device.pop();
-        device.pop();
+        device.pop(now);
+        device.pop(now);
         if size == Sending::PIECE {
             assert!(device.wants_read(), "there is room again");
         }
     }
+}
+
+#[test]
+fn b4_many_small_messages_that_come_at_once_are_kept_as_they_came_until_there_is_room() {
+    const READ: usize = 16 * 1024;
+    let now = start();
+    let mut device = device(now);
+    let mut bytes = Vec::new();
+    encode(&mut bytes, OpCode::Data(Data::Text), true, HEADER.as_bytes(), None);
+    let count = (READ - bytes.len() - 4) / 2;
+    for _ in 0..count {
+        encode(&mut bytes, OpCode::Data(Data::Binary), true, b"", None);
+    }
+    encode(&mut bytes, OpCode::Control(Control::Close), true, &close::NORMAL.to_be_bytes(), None);
+    device.received(&bytes, now);
+    assert!(!device.wants_read() && device.cause().is_none(), "it has not come to the Close");
+    let bound = ChannelConfig::device().read_ahead + FLAT + HEADER.len() + READ;
+    assert!(device.held() <= bound, "{} bytes are kept", device.held());
+    assert_eq!(device.pop(now), Some(ToDevice::Header(HEADER.into())));
+    for _ in 0..count {
+        assert_eq!(device.pop(now), Some(data(0)));
+        assert!(device.held() <= bound, "{} bytes are kept", device.held());
+    }
+    assert_eq!((device.pop(now), device.ended()), (None, Some(Cause::Peer(Some(close::NORMAL)))));
+}
+
+#[test]
+fn b4_l2_a_ping_before_what_there_is_no_room_for_is_answered() {
+    let now = start();
+    let mut device = device(now);
+    let mut bytes = Vec::new();
+    encode(&mut bytes, OpCode::Data(Data::Text), true, HEADER.as_bytes(), None);
+    for _ in 0..4 {
+        encode(&mut bytes, OpCode::Data(Data::Binary), true, &vec![7; Sending::PIECE], None);
+    }
+    encode(&mut bytes, OpCode::Control(Control::Ping), true, b"?", None);
+    encode(&mut bytes, OpCode::Data(Data::Binary), true, b"x", None);
+    device.received(&bytes, now);
+    assert!(!device.wants_read());
+    assert_eq!(frames(&mut device, Side::Server, now), [Frame::Pong(b"?".into())]);
 }
 
 #[test]
@@ -220,7 +260,7 @@ fn x4_only_so_many_answers_can_be_saved_up() {
     while relay.cause().is_none() {
         device.push(ToRelay::Credit { from: None, bytes: 1 }).unwrap();
         carry(&mut device, &mut relay, usize::MAX, now);
-        while relay.pop().is_some() {}
+        while relay.pop(now).is_some() {}
         said += 1;
     }
     assert_eq!(said, MAX_ANSWERS + 5 + 1);
@@ -231,11 +271,11 @@ fn x4_only_so_many_answers_can_be_saved_up() {
 fn f32_without_its_owner_an_open_channel_breaks_and_a_closing_one_goes_on() {
     let now = start();
     let mut relay = relay(now);
-    relay.abandon();
+    relay.abandon(now);
     assert_eq!((relay.is_over(), relay.cause()), (true, Some(Cause::Lost)));
     let mut relay = self::relay(now);
     relay.close(None, now);
-    relay.abandon();
+    relay.abandon(now);
     assert!(!relay.is_over() && relay.wants_write());
     relay.timeout(now + ChannelConfig::relay().close_within);
     assert!(relay.is_over());
@@ -289,11 +329,11 @@ proptest! {
         let (mut relay, mut device) = (relay(now), device(now));
         relay.push(ToDevice::Header(HEADER.into())).unwrap();
         carry(&mut relay, &mut device, at_a_time, now);
-        prop_assert_eq!(device.pop(), Some(ToDevice::Header(HEADER.into())));
+        prop_assert_eq!(device.pop(now), Some(ToDevice::Header(HEADER.into())));
         for size in sizes {
             relay.push(data(size)).unwrap();
             carry(&mut relay, &mut device, at_a_time, now);
-            prop_assert_eq!(device.pop(), Some(data(size)));
+            prop_assert_eq!(device.pop(now), Some(data(size)));
         }
     }
 }
