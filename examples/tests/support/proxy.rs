@@ -38,6 +38,8 @@ pub(crate) struct Counts {
     pub(crate) fin: AtomicU64,
     pub(crate) rst: AtomicU64,
     pub(crate) silence: AtomicU64,
+    /// Of those that were cut, how many carried a session: a WebSocket, or a request without an answer.
+    pub(crate) sessions: AtomicU64,
     pub(crate) posts: AtomicU64,
     pub(crate) repeated: AtomicU64,
     pub(crate) reordered: AtomicU64,
@@ -113,12 +115,12 @@ impl FaultProxy {
             let (draw, mut idle) = (draw.clone(), idle.subscribe());
             async move {
                 let Ok(mut server) = TcpStream::connect(upstream).await else { return };
-                let mut client = client;
+                let (mut client, mut carried) = (client, Carried::default());
                 loop {
                     let range = idle.borrow_and_update().clone();
                     let time = Duration::from_millis(range.start + draw.below(range.end - range.start));
                     tokio::select! {
-                        () = pass_until_idle(&mut client, &mut server, time, cut, &counts) => return,
+                        () = pass_until_idle(&mut client, &mut server, &mut carried, time, cut, &counts) => return,
                         Ok(()) = idle.changed() => {}
                     }
                 }
@@ -171,9 +173,18 @@ impl FaultProxy {
     }
 }
 
+/// What is on a connection.
+#[derive(Debug, Default)]
+struct Carried {
+    websocket: bool,
+    /// A request without an answer.
+    asked: bool,
+}
+
 async fn pass_until_idle(
     client: &mut TcpStream,
     server: &mut TcpStream,
+    carried: &mut Carried,
     idle: Duration,
     cut: Cut,
     counts: &Counts,
@@ -182,11 +193,20 @@ async fn pass_until_idle(
     loop {
         let passed = tokio::select! {
             read = client.read(&mut up) => match read {
-                Ok(read @ 1..) => server.write_all(&up[..read]).await,
+                Ok(read @ 1..) => {
+                    carried.asked = true;
+                    let upgrade = b"upgrade: websocket";
+                    carried.websocket |=
+                        up[..read].windows(upgrade.len()).any(|bytes| bytes.eq_ignore_ascii_case(upgrade));
+                    server.write_all(&up[..read]).await
+                }
                 _ => return,
             },
             read = server.read(&mut down) => match read {
-                Ok(read @ 1..) => client.write_all(&down[..read]).await,
+                Ok(read @ 1..) => {
+                    carried.asked = false;
+                    client.write_all(&down[..read]).await
+                }
                 _ => return,
             },
             () = sleep(idle) => break,
@@ -194,6 +214,9 @@ async fn pass_until_idle(
         if passed.is_err() {
             return;
         }
+    }
+    if carried.asked || carried.websocket {
+        Counts::add(&counts.sessions);
     }
     match cut {
         Cut::Fin => {
