@@ -8,9 +8,20 @@ mod raw_device;
 mod relay;
 #[path = "support/nat.rs"]
 mod rig;
-#[path = "../src/bin/fleet/wire.rs"]
+#[path = "../src/bin/fleet/bosh/wire.rs"]
 #[allow(dead_code, reason = "the part that a device by hand needs")]
 mod wire;
+#[path = "../src/bin/fleet/xml.rs"]
+mod xml;
+
+/// What a device by hand shows to be let in.
+mod enrol {
+    #[derive(Debug, Clone)]
+    pub(crate) struct Credential {
+        pub(crate) id: String,
+        pub(crate) token: String,
+    }
+}
 
 use std::{
     io::{ErrorKind, Read, Write},

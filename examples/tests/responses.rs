@@ -8,8 +8,19 @@ mod http;
 #[path = "support/raw_device.rs"]
 mod raw_device;
 #[allow(dead_code, reason = "the part that a device by hand needs")]
-#[path = "../src/bin/fleet/wire.rs"]
+#[path = "../src/bin/fleet/bosh/wire.rs"]
 mod wire;
+#[path = "../src/bin/fleet/xml.rs"]
+mod xml;
+
+/// What a device by hand shows to be let in.
+mod enrol {
+    #[derive(Debug, Clone)]
+    pub(crate) struct Credential {
+        pub(crate) id: String,
+        pub(crate) token: String,
+    }
+}
 
 use std::{net::SocketAddr, thread, time::Duration};
 
@@ -112,8 +123,8 @@ async fn t4_q4_the_same_in_the_session_is_acknowledged_with_its_word() {
         loop {
             let body = device.receive().unwrap();
             if let Some(ack) = body.split("<ack").nth(1) {
-                assert_eq!(wire::attribute(ack, "id"), Some(request));
-                return wire::attribute(ack, "outcome").unwrap().to_owned();
+                assert_eq!(xml::attribute(ack, "id"), Some(request));
+                return xml::attribute(ack, "outcome").unwrap().to_owned();
             }
         }
     }

@@ -75,7 +75,8 @@ impl Connection {
     }
 }
 
-fn request(to: SocketAddr, line: &str, fields: &[&str], body: &[u8]) -> Vec<u8> {
+/// A request in bytes.
+pub(crate) fn request(to: SocketAddr, line: &str, fields: &[&str], body: &[u8]) -> Vec<u8> {
     let mut request = format!("{line} HTTP/1.1\r\nHost: {to}\r\nContent-Length: {}\r\n", body.len());
     for field in fields {
         request.push_str(field);
@@ -86,7 +87,7 @@ fn request(to: SocketAddr, line: &str, fields: &[&str], body: &[u8]) -> Vec<u8> 
 }
 
 /// Takes the answer at the beginning of `buffer`, if it is whole.
-fn parse(buffer: &mut Vec<u8>) -> io::Result<Option<Answer>> {
+pub(crate) fn parse(buffer: &mut Vec<u8>) -> io::Result<Option<Answer>> {
     let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
     let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
     let status = head.get(9..12).and_then(|status| status.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;

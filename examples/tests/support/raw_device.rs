@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use crate::wire;
+use crate::{
+    enrol::Credential,
+    http, wire,
+    xml::{attribute, text},
+};
 
 /// Logged in, with a request held by the relay.
 #[derive(Debug)]
@@ -40,7 +44,8 @@ impl RawDevice {
             stream.set_nodelay(true).unwrap();
             Line { stream, buffer: Vec::new() }
         };
-        let device = wire::Device::new(id, token, "localhost");
+        let credential = Credential { id: id.to_owned(), token: token.to_owned() };
+        let device = wire::Device::new(&credential, "localhost");
         let mut raw = Self { device, lines: [line(), line()], held: None, arrived: VecDeque::new() };
         let mut random = [0; 16];
         getrandom::fill(&mut random).unwrap();
@@ -96,8 +101,8 @@ impl RawDevice {
             let body = self.receive()?;
             let request = wire::iqs(&body).find_map(|iq| {
                 Some(Pushed {
-                    request: wire::attribute(iq, "id")?.to_owned(),
-                    object: wire::text(iq, "object")?.to_owned(),
+                    request: attribute(iq, "id")?.to_owned(),
+                    object: text(iq, "object")?.to_owned(),
                 })
             });
             if let Some(request) = request {
@@ -109,17 +114,16 @@ impl RawDevice {
 
 impl Line {
     fn post(&mut self, body: &str) {
-        self.stream.write_all(wire::request("POST /http-bind HTTP/1.1", body).as_bytes()).unwrap();
+        let to = self.stream.peer_addr().unwrap();
+        self.stream.write_all(&http::request(to, "POST /http-bind", &[], body.as_bytes())).unwrap();
     }
 
     fn receive(&mut self) -> io::Result<String> {
         let mut chunk = [0; 16 * 1024];
         loop {
-            if let Some(answer) = wire::answer(&self.buffer).unwrap() {
-                let body = String::from_utf8_lossy(&self.buffer[answer.head..answer.whole]).into_owned();
-                self.buffer.drain(..answer.whole);
-                assert_eq!(answer.status, 200, "{body}");
-                return Ok(body);
+            if let Some(answer) = http::parse(&mut self.buffer)? {
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                return Ok(answer.text());
             }
             match self.stream.read(&mut chunk)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
