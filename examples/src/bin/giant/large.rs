@@ -148,7 +148,7 @@ fn rows(
         if met(asked) { &mut cut_off } else { &mut while_it_flowed }.push(*asked);
     }
     let times = |asked: &[Asked]| Times::new(asked.iter().map(|(start, end)| *end - *start));
-    let (calm, flowing) = (times(calm), times(&while_it_flowed));
+    let (calm, flowing, cut_off) = (times(calm), times(&while_it_flowed), times(&cut_off));
     let out: Duration = seen.outages.iter().map(|(since, until)| *until - *since).sum();
     let flowed = (to - from).saturating_sub(out);
     let mib = bytes as f64 / f64::from(1 << 20);
@@ -163,7 +163,9 @@ fn rows(
         row("GETs while it flows, longest", "ms").value(flowing.at(1.0)),
         row("GETs before it, p50", "ms").value(calm.at(0.5)),
         row("GETs before it, p99", "ms").value(calm.at(0.99)),
-        row("cuts, and GETs that met one", "").value(cut_off.len() as f64),
+        row("cuts", "").value(seen.outages.len() as f64),
+        row("GETs that met a cut", "").value(cut_off.count() as f64),
+        row("GETs that met a cut, longest", "ms").value(cut_off.at(1.0)),
         row("connections that were cut", "").value(seen.cut as f64),
         row("longest outage", "s").value(
             seen.outages.iter().map(|(since, until)| (*until - *since).as_secs_f64()).fold(0.0, f64::max),

@@ -41,10 +41,10 @@ struct Options {
     #[arg(long, value_delimiter = ',', default_value = "ws,bosh")]
     transports: Vec<String>,
     /// How many rounds with and without a device that stops reading; 0 for none.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 7)]
     rounds: usize,
     /// How many seconds a round takes, over which all of it is asked.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     seconds: u64,
     /// The relay's program; the one beside this one if left out.
     #[arg(long)]
@@ -58,13 +58,19 @@ struct Options {
 }
 
 /// The whole of it is over by then, or has failed.
-const WHOLE: Duration = Duration::from_secs(420);
+const WHOLE: Duration = Duration::from_secs(300);
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let options = Options::parse();
-    let measured = tokio::time::timeout(WHOLE, measure(&options)).await;
-    match measured.unwrap_or_else(|_| Err(format!("not over after {WHOLE:?}"))) {
+    let measured = tokio::select! {
+        measured = tokio::time::timeout(WHOLE, measure(&options)) => {
+            measured.unwrap_or_else(|_| Err(format!("not over after {WHOLE:?}")))
+        }
+        // So that processes and folders are cleared away.
+        _ = examples::asked_to_stop() => Err("told to stop".into()),
+    };
+    match measured {
         Ok(report) => {
             print!("{report}");
             if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
