@@ -1,42 +1,27 @@
 //! What is done with a device's address books: taken from the relay, reported to it, kept.
 
+mod callers;
+mod reporting;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
-    panic::AssertUnwindSafe,
     sync::Arc,
-    time::Duration,
 };
 
-use futures_util::FutureExt as _;
 use relay_core::{
     book::{Book, BookDocument, MAX_SIZE, Parcel},
     ids::{AccountId, BookId},
 };
-use tokio::{
-    sync::{Mutex, Notify, broadcast, oneshot, watch},
-    time::{Instant, sleep_until},
-};
+use tokio::sync::{Mutex, Notify, broadcast, oneshot, watch};
 
+use self::callers::{Callers, Told};
 use super::{
     BookConflict, BookCopy, BookError, BookEvent, MAX_KEPT, Rejected, Reported,
     keep::{BookStore, Loaded},
-    record::{Answered, Delivered, Record, Rejection, Sending, Settled, Slot, Stand, Why},
+    record::{Delivered, Record, Rejection, Slot},
 };
-use crate::{
-    app::Job,
-    backoff::{Backoff, Jitter},
-    event::SessionState,
-    handler::HandlerError,
-    http::{BookReport, BookVerdict, HttpError, HttpErrorKind},
-    reach::Reach,
-};
-
-/// The window of the first retry of a report while the device is online; it doubles up to the longest.
-const FIRST_RETRY: Duration = Duration::from_secs(2);
-const LONGEST_RETRY: Duration = Duration::from_secs(300);
-/// How often a report is made anew at once because the relay knows other versions than the device.
-const TRIES: usize = 8;
+use crate::{app::Job, event::SessionState, handler::HandlerError, reach::Reach};
 
 /// What books need of the device.
 #[derive(Debug)]
@@ -68,44 +53,6 @@ struct Desk {
     /// Books that the relay is to be asked for.
     in_doubt: BTreeSet<BookId>,
     callers: HashMap<BookId, Callers>,
-}
-
-/// Who waits to hear what becomes of a book's edits: of the one that is to be reported, and of the next.
-#[derive(Debug, Default)]
-struct Callers {
-    now: Vec<Caller>,
-    next: Vec<Caller>,
-}
-
-type Caller = oneshot::Sender<Told>;
-
-/// What a caller hears.
-#[derive(Debug)]
-struct Told {
-    answer: Result<Reported, BookError>,
-    /// What need not stay set aside once this was heard.
-    rejection: Option<Rejection>,
-}
-
-/// Why the relay is not asked any more for now.
-#[derive(Debug)]
-enum Failed {
-    Http(HttpError),
-    Store(BookError),
-    /// It says something else each time.
-    Unsteady,
-}
-
-impl From<BookError> for Failed {
-    fn from(error: BookError) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl From<HttpError> for Failed {
-    fn from(error: HttpError) -> Self {
-        Self::Http(error)
-    }
 }
 
 impl Work {
@@ -333,200 +280,6 @@ impl Work {
         }
         Ok(Kept::Asked(answer))
     }
-
-    /// Reports what there is to report whenever the device is online, until it is shut down.
-    pub(crate) async fn run(self: Arc<Self>) {
-        let mut session = self.parts.session.clone();
-        let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
-        let mut jitter = Jitter::new(self.parts.seed);
-        let mut again: Option<Instant> = None;
-        loop {
-            let state = *session.borrow_and_update();
-            if state == SessionState::Stopped {
-                break;
-            }
-            if state == SessionState::Online && again.is_none_or(|at| at <= Instant::now()) {
-                again = tokio::select! {
-                    worked = self.work() => match worked {
-                        Ok(()) => {
-                            backoff.reset();
-                            None
-                        }
-                        Err(failed) => {
-                            let wait = backoff.next(&mut jitter, failed.retry_after());
-                            tracing::warn!(%failed, ?wait, "address books are reported later");
-                            Some(Instant::now() + wait)
-                        }
-                    },
-                    // Once it is off it calls nobody; on a new session it may get through.
-                    _ = session.changed() => continue,
-                };
-            }
-            if again.is_some() || state != SessionState::Online {
-                self.put_off().await;
-            }
-            let wait = async {
-                match again {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                changed = session.changed() => {
-                    again = None;
-                    if changed.is_err() {
-                        break;
-                    }
-                }
-                () = self.news.notified() => {}
-                () = wait => {}
-            }
-        }
-        self.put_off().await;
-    }
-
-    /// Those who wait hear that it is kept.
-    async fn put_off(&self) {
-        for (_, callers) in self.desk.lock().await.callers.drain() {
-            for caller in callers.now.into_iter().chain(callers.next) {
-                let _ = caller.send(Told { answer: Ok(Reported::Kept), rejection: None });
-            }
-        }
-    }
-
-    /// Does all that there is to do.
-    async fn work(&self) -> Result<(), Failed> {
-        loop {
-            let desk = self.desk.lock().await;
-            let edited = desk.waiting.first_key_value().map(|(_, book)| book.clone());
-            let doubted = desk.in_doubt.first().cloned();
-            drop(desk);
-            if let Some(book) = doubted {
-                self.ask_for(&book).await?;
-            } else if let Some(book) = edited {
-                self.report_all_of(&book).await?;
-            } else {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Asks the relay for a book of which something was lost here.
-    async fn ask_for(&self, book: &BookId) -> Result<(), Failed> {
-        let stands = self.stands(book).await?;
-        let mut desk = self.desk.lock().await;
-        let mut record = self.load(book).await?.unwrap_or_else(|| Record::new(book.clone()));
-        record.in_doubt = false;
-        if let Some(Stand { version, content }) = stands
-            && record.deliver(version, content) == Delivered::New
-        {
-            self.tell_after_saving(&record, BookEvent::Received { book: book.clone(), version }).await?;
-        } else {
-            self.save(&record).await?;
-        }
-        desk.note(&record);
-        Ok(())
-    }
-
-    async fn tell_after_saving(&self, record: &Record, event: BookEvent) -> Result<(), BookError> {
-        self.save(record).await?;
-        self.tell(event);
-        Ok(())
-    }
-
-    /// Reports the edit of a book, and those that are made meanwhile.
-    async fn report_all_of(&self, book: &BookId) -> Result<(), Failed> {
-        for _ in 0..TRIES {
-            let mut desk = self.desk.lock().await;
-            let Some(mut record) = self.load(book).await? else {
-                desk.forget(book);
-                return Ok(());
-            };
-            let Some((sending, before)) = record.send() else {
-                desk.note(&record);
-                return Ok(());
-            };
-            if !before {
-                self.save(&record).await?;
-            }
-            drop(desk);
-            let (verdict, stands) = self.send(book, sending).await?;
-            self.answered(book, verdict, stands).await?;
-        }
-        Err(Failed::Unsteady)
-    }
-
-    /// Sends an edit; what stands comes with a verdict that asks for it.
-    async fn send(&self, book: &BookId, sending: Sending) -> Result<(BookVerdict, Option<Stand>), Failed> {
-        let Sending { base, content } = sending;
-        let named = book.clone();
-        let document = blocking(move || Ok(content.to_document(Some(&named), base))).await?;
-        let report = BookReport::new(self.account.clone(), book.clone(), base, document);
-        let reach = self.parts.reach.borrow().clone();
-        let call = reach.http().report_book(&reach.token, &report);
-        let verdict = caught(call).await?;
-        let stands = match &verdict {
-            BookVerdict::Conflict { .. } | BookVerdict::Stale => self.stands(book).await?,
-            _ => None,
-        };
-        Ok((verdict, stands))
-    }
-
-    /// A book as the relay has it.
-    async fn stands(&self, book: &BookId) -> Result<Option<Stand>, HttpError> {
-        let reach = self.parts.reach.borrow().clone();
-        let document = caught(reach.http().book(&reach.token, self.account.as_ref(), book)).await?;
-        let stand = |document: BookDocument| {
-            document.version.map(|version| Stand { version, content: Arc::new(document.content) })
-        };
-        Ok(document.and_then(stand))
-    }
-
-    /// Makes of the relay's answer what there is to be made of it, and tells those who wait.
-    async fn answered(
-        &self,
-        book: &BookId,
-        verdict: BookVerdict,
-        stands: Option<Stand>,
-    ) -> Result<(), BookError> {
-        let mut desk = self.desk.lock().await;
-        let Some(mut record) = self.load(book).await? else { return Ok(()) };
-        let Answered { edit, next, news } = record.answered(verdict, stands);
-        let callers = desk.callers.remove(book).unwrap_or_default();
-        let rejection = match (&edit, &next) {
-            (Settled::Rejected(rejection), _) | (_, Some(rejection)) => Some(rejection),
-            _ => None,
-        };
-        // Until somebody has heard of it.
-        if let Some(rejection) = rejection {
-            record.set_aside(rejection);
-        }
-        if let Err(error) = self.save(&record).await {
-            // Asked again, the relay answers the same.
-            desk.callers.insert(book.clone(), callers);
-            return Err(error);
-        }
-        if news && let Some(version) = record.copy().and_then(|copy| copy.version) {
-            let merged = matches!(edit, Settled::Reported { merged: true, .. });
-            if !merged {
-                self.tell(BookEvent::Received { book: book.clone(), version });
-            }
-        }
-        if let Settled::Reported { version, merged } = edit {
-            self.tell(BookEvent::Reported { book: book.clone(), version, merged });
-        }
-        desk.note(&record);
-        let (waiting, heard) = callers.tell(&edit, next.as_ref(), &record);
-        if !waiting.is_empty() {
-            desk.callers.insert(book.clone(), waiting);
-        }
-        if let Some(rejection) = rejection
-            && !heard
-        {
-            self.tell(BookEvent::Rejected { book: book.clone(), words: rejection.why.words() });
-        }
-        Ok(())
-    }
 }
 
 /// What became of a change that was reported here.
@@ -558,79 +311,6 @@ impl Desk {
     }
 }
 
-impl Callers {
-    fn is_empty(&self) -> bool {
-        self.now.is_empty() && self.next.is_empty()
-    }
-
-    /// Tells those whom it is about what became of the edit, and of the next. Gives back those who go on waiting, and
-    /// whether somebody was there to hear of a rejection.
-    fn tell(mut self, edit: &Settled, next: Option<&Rejection>, record: &Record) -> (Self, bool) {
-        let mut heard = false;
-        let mut rejected = |callers: Vec<Caller>, rejection: &Rejection| {
-            for caller in callers {
-                let answer = Err(error_of(rejection, record));
-                heard |= caller.send(Told { answer, rejection: Some(rejection.clone()) }).is_ok();
-            }
-        };
-        match edit {
-            Settled::Again | Settled::Carried => self.now.append(&mut self.next),
-            Settled::Rejected(rejection) => {
-                self.now.append(&mut self.next);
-                rejected(std::mem::take(&mut self.now), rejection);
-            }
-            Settled::Reported { version, merged } => {
-                let version = *version;
-                let reported = match merged {
-                    true => Reported::Merged { version },
-                    false => Reported::Accepted { version },
-                };
-                let mut done = std::mem::replace(&mut self.now, std::mem::take(&mut self.next));
-                match next {
-                    Some(rejection) => rejected(std::mem::take(&mut self.now), rejection),
-                    // What was edited meanwhile is in it already.
-                    None if record.waits().is_none() => done.append(&mut self.now),
-                    None => {}
-                }
-                for caller in done {
-                    let _ = caller.send(Told { answer: Ok(reported.clone()), rejection: None });
-                }
-            }
-        }
-        (self, heard)
-    }
-}
-
-fn error_of(rejection: &Rejection, record: &Record) -> BookError {
-    match &rejection.why {
-        Why::Refused { code, words } => BookError::Refused { code: code.clone(), words: words.clone() },
-        Why::Conflict(why) => BookError::Conflict(Box::new(BookConflict {
-            why: why.clone(),
-            stands: record.copy().unwrap_or_else(|| BookCopy::empty(record.id.clone())),
-            edited: Book::clone(&rejection.edited),
-        })),
-    }
-}
-
-impl Failed {
-    const fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Http(error) => error.retry_after,
-            _ => None,
-        }
-    }
-}
-
-impl std::fmt::Display for Failed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Http(error) => error.fmt(f),
-            Self::Store(error) => error.fmt(f),
-            Self::Unsteady => f.write_str("the relay knows other versions each time"),
-        }
-    }
-}
-
 /// What the relay is told that has offered a version.
 fn not_kept(error: BookError) -> HandlerError {
     match &error {
@@ -638,12 +318,6 @@ fn not_kept(error: BookError) -> HandlerError {
         BookError::Store(source) => HandlerError::other("failed", format!("{error}: {source}")),
         _ => HandlerError::other("failed", &error),
     }
-}
-
-/// A vendor's own [`RelayHttp`](crate::RelayHttp) that panics must not end all reporting.
-async fn caught<T>(call: impl Future<Output = Result<T, HttpError>>) -> Result<T, HttpError> {
-    let panicked = |_| Err(HttpError::new(HttpErrorKind::Unexpected, "the call panicked"));
-    AssertUnwindSafe(call).catch_unwind().await.unwrap_or_else(panicked)
 }
 
 /// Runs what must not stop half-way when nobody waits for it any more.

@@ -61,7 +61,7 @@ async fn read_request(stream: &mut TcpStream) -> Option<String> {
 }
 
 /// A peer that answers each request with what it was told to, and hands on what it was asked.
-async fn peer(answer: &'static str) -> (HttpRelay, mpsc::Receiver<String>) {
+pub(super) async fn peer(answer: &'static str) -> (HttpRelay, mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (asked, requests) = mpsc::channel(64);

@@ -78,3 +78,7 @@ fn entries(problem: &[u8]) -> Vec<(Box<str>, Box<str>)> {
     let split = |place: Place| place.entry.split_once('/').map(|(kind, name)| (kind.into(), name.into()));
     places.into_iter().filter_map(split).collect()
 }
+
+#[cfg(test)]
+#[path = "books_tests.rs"]
+mod tests;

@@ -4,15 +4,16 @@
 //! virtual-printer --relay http://127.0.0.1:8080 --id printer-1 --pin 12345678 --state ./printer-1
 //! ```
 //!
-//! Lines on its standard input are its operation panel: `on`, `off`, `activate`, `jam`, `clear`, `pull URL`. What happens
-//! to it is told on its standard output, a line each.
+//! Lines on its standard input are its operation panel: `on`, `off`, `activate`, `jam`, `clear`, `book FILE`, `pull URL`. What
+//! happens to it is told on its standard output, a line each.
 
+mod book;
 mod panel;
 
 use std::{net::IpAddr, num::NonZeroU64, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
-use device_sdk::{Device, Event, Events, JobEnd};
+use device_sdk::{AccountId, AddressBooks, Device, Event, Events, JobEnd};
 use examples::{Failure, asked_to_stop, printer::Printer};
 
 #[derive(Debug, Parser)]
@@ -36,12 +37,15 @@ struct Options {
     /// The HTTP proxy that it goes through, such as `http://user:password@proxy:3128`. What the environment says without it.
     #[arg(long, env = "RELAY_PROXY", value_name = "URL", hide_env_values = true)]
     proxy: Option<String>,
-    /// Where it keeps its credential and settings. In memory alone without it.
+    /// Where it keeps its credential, its settings and its address books. In memory alone without it.
     #[arg(long, env = "RELAY_STATE", value_name = "DIR")]
     state: Option<PathBuf>,
     /// Where what it prints goes: a file a job, as it came. Into thin air without it.
     #[arg(long, env = "RELAY_OUT", value_name = "DIR")]
     out: Option<PathBuf>,
+    /// To whose address books its changes go, if it counts for several accounts.
+    #[arg(long, env = "RELAY_ACCOUNT")]
+    account: Option<AccountId>,
     /// Session maintenance as it leaves the factory; what the panel said last holds.
     #[arg(long, env = "RELAY_MAINTENANCE", value_enum, default_value_t = Switch::On)]
     maintenance: Switch,
@@ -105,9 +109,15 @@ async fn main() -> Result<(), Failure> {
         printer.print_into(folder);
     }
 
+    let mut books = AddressBooks::new();
+    if let Some(account) = options.account {
+        books = books.account(account);
+    }
+    tokio::spawn(book::tell(books.clone(), books.events()));
     let mut device = Device::builder(&options.relay, &options.id)
         .router(printer.router())
         .app(printer.print_app())
+        .address_books(&books)
         .registration(printer.registration())
         .maintenance(options.maintenance == Switch::On)
         .keepalive(Duration::from_secs(options.keepalive))
@@ -131,7 +141,7 @@ async fn main() -> Result<(), Failure> {
     let device = device.start().await?;
 
     tokio::spawn(tell(device.events()));
-    tokio::spawn(panel::operate(device.clone(), printer));
+    tokio::spawn(panel::operate(device.clone(), printer, books));
     asked_to_stop().await?;
     device.shutdown(Duration::from_secs(5)).await;
     Ok(())

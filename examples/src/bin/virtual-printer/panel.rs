@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use device_sdk::{ControlError, Device};
+use device_sdk::{AddressBooks, ControlError, Device};
 use examples::{Failure, printer::Printer};
 use tokio::{fs, io::AsyncWriteExt as _, sync::mpsc};
 
+use crate::book;
+
 /// Does what the lines on standard input say, until there are no more. The printer goes on without its panel.
-pub(crate) async fn operate(device: Device, printer: Printer) {
+pub(crate) async fn operate(device: Device, printer: Printer, books: AddressBooks) {
     let (typed, mut lines) = mpsc::channel(1);
     // A thread of its own, which nobody waits for: a line that is never typed must not hold up the program's end.
     std::thread::spawn(move || {
@@ -17,8 +19,13 @@ pub(crate) async fn operate(device: Device, printer: Printer) {
             }
         }
     });
+    // In the order in which they were typed, and beside all else.
+    let (files, replaced) = mpsc::channel(16);
+    tokio::spawn(book::replace(books, replaced));
     while let Some(line) = lines.recv().await {
-        if let Err(error) = press(&device, &printer, line.trim()).await {
+        if let Some(file) = line.trim().strip_prefix("book ") {
+            let _ = files.send(PathBuf::from(file.trim())).await;
+        } else if let Err(error) = press(&device, &printer, line.trim()).await {
             println!("panel: {error}");
         }
     }
@@ -43,7 +50,9 @@ async fn press(device: &Device, printer: &Printer, line: &str) -> Result<(), Con
             printer.set_jam(false);
             println!("ready");
         }
-        other => println!("panel: {other:?} is not on it; there are on, off, activate, jam, clear, pull URL"),
+        other => println!(
+            "panel: {other:?} is not on it; there are on, off, activate, jam, clear, book FILE, pull URL"
+        ),
     }
     Ok(())
 }
