@@ -5,11 +5,12 @@ mod programs;
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use programs::{BOUND, Program};
 use server_sdk::{Client, ErrorKind, JobState, PrintJob};
+use tokio::time::Instant;
 
 const SERVER: &str = env!("CARGO_BIN_EXE_print-server");
 const PRINTER: &str = env!("CARGO_BIN_EXE_virtual-printer");
@@ -18,22 +19,21 @@ fn document(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|n| (n * 31 % 251) as u8 ^ (n >> 8) as u8).collect()
 }
 
-/// A print server, the folders that it works in, and where it is.
+/// The folders that a print server works in, and where it is.
 struct Shop {
     folder: tempfile::TempDir,
-    server: Program,
     url: String,
     client: Client,
 }
 
 impl Shop {
-    fn open() -> Self {
+    fn open() -> (Self, Program) {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("jobs")).unwrap();
         let (server, url) = serve(folder.path(), "127.0.0.1:0");
         let key = fs::read_to_string(folder.path().join("data/administrator.key")).unwrap();
         let client = Client::new(&url, key.trim()).unwrap();
-        Self { folder, server, url, client }
+        (Self { folder, url, client }, server)
     }
 
     /// Makes a printer's folder, and starts the printer.
@@ -92,12 +92,12 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a4_what_is_put_into_a_printers_folder_comes_out_of_it_unchanged() {
-    let mut shop = Shop::open();
+    let (shop, mut server) = Shop::open();
     let _printer = shop.printer("printer-1", &[]).await;
     let _other = shop.printer("printer-2", &[]).await;
     for (name, bytes) in [("minutes.pdf", document(300_007)), ("empty.txt", Vec::new())] {
         shop.hand_in("printer-1", name, &bytes);
-        shop.server.line(&format!("{name}: printed"));
+        server.line(&format!("{name}: printed"));
         assert_eq!(fs::read(shop.jobs("printer-1").join("done").join(name)).unwrap(), bytes);
         assert!(!shop.jobs("printer-1").join(name).exists());
         let ending = name.split_once('.').unwrap().1;
@@ -118,16 +118,16 @@ async fn a4_what_is_put_into_a_printers_folder_comes_out_of_it_unchanged() {
     let ticket = PrintJob::new().content_type("image/x-unheard-of");
     let refused = shop.client.print("printer-2", ticket).unwrap().bytes(document(1)).await.unwrap_err();
     assert_eq!((refused.kind(), refused.status()), (ErrorKind::Invalid, Some(415)));
-    shop.server.signal("-TERM");
-    assert!(shop.server.end().0.success());
+    server.signal("-TERM");
+    assert!(server.end().0.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a3_what_cannot_be_printed_is_told_truly() {
-    let mut shop = Shop::open();
+    let (shop, mut server) = Shop::open();
     let mut printer = shop.printer("printer-1", &["--jam"]).await;
     shop.hand_in("printer-1", "a.pdf", &document(1000));
-    shop.server.line("a.pdf: device-error: paper jam");
+    server.line("a.pdf: device-error: paper jam");
     let failed = shop.jobs("printer-1").join("failed");
     assert_eq!(fs::read(failed.join("a.pdf")).unwrap(), document(1000));
     assert!(fs::read_to_string(failed.join("a.pdf.txt")).unwrap().contains("paper jam"));
@@ -135,16 +135,13 @@ async fn a3_what_cannot_be_printed_is_told_truly() {
     // Nobody's folder, and what is in none.
     fs::create_dir(shop.jobs("no device")).unwrap();
     fs::write(shop.jobs("stray.pdf"), "x").unwrap();
-    let said = [
-        shop.server.line("has a device's ID for its name"),
-        shop.server.line("has a device's ID for its name"),
-    ];
+    let said = [server.line("has a device's ID for its name"), server.line("has a device's ID for its name")];
     for name in ["no device", "stray.pdf"] {
         assert!(said.iter().any(|line| line.contains(name)), "{said:?}");
     }
     fs::create_dir(shop.jobs("unknown")).unwrap();
     shop.hand_in("unknown", "b.pdf", b"x");
-    shop.server.line("b.pdf: no such device; it waits");
+    server.line("b.pdf: no such device; it waits");
 
     // A printer that is away is waited for.
     printer.press("clear");
@@ -157,26 +154,26 @@ async fn a3_what_cannot_be_printed_is_told_truly() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     shop.hand_in("printer-1", "c.pdf", &document(2000));
-    shop.server.line("c.pdf: the device is offline; it waits");
+    server.line("c.pdf: the device is offline; it waits");
     let (state, out) = (shop.folder.path().join("printer-1-state"), shop.out("printer-1"));
     let again = ["--relay", &shop.url, "--id", "printer-1", "--state", state.to_str().unwrap()];
     let again = [&again[..], &["--out", out.to_str().unwrap()]].concat();
     let _printer = Program::start(PRINTER, &again);
-    shop.server.line("c.pdf: printed");
+    server.line("c.pdf: printed");
     assert!(matches!(&*shop.paper("printer-1"), [(_, printed)] if *printed == document(2000)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f32_a_print_server_that_is_killed_goes_on_and_prints_once() {
-    let mut shop = Shop::open();
+    let (shop, mut server) = Shop::open();
     let _printer = shop.printer("printer-1", &["--speed", "400000"]).await;
     let minutes = document(1_200_000);
     shop.hand_in("printer-1", "minutes.pdf", &minutes);
-    shop.server.line("minutes.pdf: job ");
+    server.line("minutes.pdf: job ");
     let begun = || shop.paper("printer-1").iter().any(|(_, part)| part.len() > 100_000);
     eventually("it prints", begun).await;
-    let Shop { folder, server, url, .. } = shop;
     server.kill();
+    let Shop { folder, url, .. } = shop;
     let paper = folder.path().join("printer-1-out");
     let (mut server, _) = serve(folder.path(), url.strip_prefix("http://").unwrap());
     server.line("minutes.pdf: printed");
