@@ -7,7 +7,7 @@ use std::{
 
 use relay_core::{
     envelope::Envelope,
-    ids::{RequestId, SessionId},
+    ids::RequestId,
     transport::{EndReason, Full, Inbound, Queue},
 };
 use tokio::sync::Notify;
@@ -56,18 +56,6 @@ impl Inbound for Mailbox {
         }
         self.arrived.notify_one();
         Ok(())
-    }
-
-    fn alive(&self) {}
-
-    fn confirmed(&self, _: u64) {}
-
-    fn attached(&self) {}
-
-    fn detached(&self) {}
-
-    fn resume(&self, _: &SessionId) -> bool {
-        false
     }
 
     fn ended(&self, reason: EndReason) {

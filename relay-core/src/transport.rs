@@ -386,20 +386,22 @@ pub trait Inbound: fmt::Debug + Send + Sync + 'static {
     fn envelope(&self, envelope: Envelope) -> Result<(), Full>;
 
     /// The peer showed a sign of life.
-    fn alive(&self);
+    fn alive(&self) {}
 
     /// The peer has certainly got the envelopes numbered up to and including `number`. Only from transports that say
     /// [`TransportInfo::confirms`].
-    fn confirmed(&self, number: u64);
+    fn confirmed(&self, _number: u64) {}
 
     /// There is a connection on which a push can go.
-    fn attached(&self);
+    fn attached(&self) {}
 
     /// There is none any more; it may come back. What was taken and not confirmed stays the transport's to deliver.
-    fn detached(&self);
+    fn detached(&self) {}
 
     /// The peer asks, within this session, to go on with an earlier one. Whether the session now bears that ID.
-    fn resume(&self, session: &SessionId) -> bool;
+    fn resume(&self, _session: &SessionId) -> bool {
+        false
+    }
 
     /// The session is over; nothing follows.
     fn ended(&self, reason: EndReason);

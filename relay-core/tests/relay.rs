@@ -62,13 +62,6 @@ impl Inbound for Ears {
         }
         self.got.try_send(envelope).map_err(|error| Full(error.into_inner()))
     }
-    fn alive(&self) {}
-    fn confirmed(&self, _: u64) {}
-    fn attached(&self) {}
-    fn detached(&self) {}
-    fn resume(&self, _: &SessionId) -> bool {
-        false
-    }
     fn ended(&self, reason: EndReason) {
         let _ = self.ended.try_send(reason);
     }

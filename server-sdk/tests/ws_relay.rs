@@ -52,13 +52,6 @@ impl Inbound for Heard {
             _ => Ok(()),
         }
     }
-    fn alive(&self) {}
-    fn confirmed(&self, _: u64) {}
-    fn attached(&self) {}
-    fn detached(&self) {}
-    fn resume(&self, _: &SessionId) -> bool {
-        false
-    }
     fn ended(&self, reason: EndReason) {
         *self.end.lock().unwrap() = Some(reason);
         self.inbox.lock().unwrap().take();

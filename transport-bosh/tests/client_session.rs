@@ -221,14 +221,8 @@ impl Inbound for Owner {
         self.note(Event::Envelope(envelope));
         Ok(())
     }
-    fn alive(&self) {}
     fn confirmed(&self, number: u64) {
         self.note(Event::Confirmed(number));
-    }
-    fn attached(&self) {}
-    fn detached(&self) {}
-    fn resume(&self, _: &SessionId) -> bool {
-        false
     }
     fn ended(&self, reason: EndReason) {
         self.note(Event::Ended(reason));

@@ -17,7 +17,7 @@ use relay_core::{
     conformance::{Event, Owner, PATIENCE},
     envelope::Envelope,
     error::ErrorKind,
-    ids::{DeviceId, Method, RequestId, SessionId},
+    ids::{DeviceId, Method, RequestId},
     outcome::Disposition,
     request::{Body, Request},
     transport::{CloseReason, EndReason, Full, Inbound, Incoming, Knock, Listener, Push, Session, Started},
@@ -212,13 +212,6 @@ impl Inbound for Echo {
         *self.0.lock().unwrap() = Some(push);
         Ok(())
     }
-    fn alive(&self) {}
-    fn confirmed(&self, _: u64) {}
-    fn attached(&self) {}
-    fn detached(&self) {}
-    fn resume(&self, _: &SessionId) -> bool {
-        false
-    }
     fn ended(&self, _: EndReason) {}
 }
 
@@ -342,7 +335,7 @@ async fn e4_each_reason_of_the_owner_reaches_the_client_held_or_next() {
     for (reason, condition, detail) in [
         (CloseReason::Shutdown, "system-shutdown", ""),
         (
-            CloseReason::Drain { retry_after: Duration::from_millis(2_500) },
+            CloseReason::Drain { retry_after: Duration::from_millis(2_500), to: None },
             "system-shutdown",
             "<drain retry-after='3' ",
         ),
@@ -359,7 +352,7 @@ async fn e4_each_reason_of_the_owner_reaches_the_client_held_or_next() {
             let mut bench = Bench::new();
             let (mut client, mut owner) = bench.bind("dev1", TERMS).await;
             let exchange = held.then(|| bench.post(client.next("")));
-            owner.close(reason).await;
+            owner.close(reason.clone()).await;
             let answer = match exchange {
                 Some(exchange) => text(exchange.await),
                 None => bench.say(client.next("")).await,
@@ -539,13 +532,6 @@ struct Keeper {
 impl Inbound for Keeper {
     fn envelope(&self, _: Envelope) -> Result<(), Full> {
         Ok(())
-    }
-    fn alive(&self) {}
-    fn confirmed(&self, _: u64) {}
-    fn attached(&self) {}
-    fn detached(&self) {}
-    fn resume(&self, _: &SessionId) -> bool {
-        false
     }
     fn ended(&self, _: EndReason) {}
 }

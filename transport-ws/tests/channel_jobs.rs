@@ -76,13 +76,6 @@ impl Inbound for Ears {
     fn envelope(&self, envelope: Envelope) -> Result<(), Full> {
         self.0.try_send(envelope).map_err(|error| Full(error.into_inner()))
     }
-    fn alive(&self) {}
-    fn confirmed(&self, _: u64) {}
-    fn attached(&self) {}
-    fn detached(&self) {}
-    fn resume(&self, _: &SessionId) -> bool {
-        false
-    }
     fn ended(&self, _: EndReason) {}
 }
 

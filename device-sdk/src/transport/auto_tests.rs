@@ -47,13 +47,6 @@ impl Inbound for Deaf {
     fn envelope(&self, _: Envelope) -> Result<(), Full> {
         Ok(())
     }
-    fn alive(&self) {}
-    fn confirmed(&self, _: u64) {}
-    fn attached(&self) {}
-    fn detached(&self) {}
-    fn resume(&self, _: &SessionId) -> bool {
-        false
-    }
     fn ended(&self, _: EndReason) {}
 }
 

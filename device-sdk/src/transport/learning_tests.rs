@@ -7,7 +7,7 @@ use relay_core::{
     Relay,
     auth::{AuthError, Authenticator, Credentials, Principal, ScramHash, ScramVerifier, Secret},
     envelope::Envelope,
-    ids::{DeviceId, SessionId},
+    ids::DeviceId,
     transport::{EndReason, Full, Inbound, Started},
 };
 use tokio::sync::broadcast;
@@ -85,13 +85,6 @@ struct Deaf;
 impl Inbound for Deaf {
     fn envelope(&self, _: Envelope) -> Result<(), Full> {
         Ok(())
-    }
-    fn alive(&self) {}
-    fn confirmed(&self, _: u64) {}
-    fn attached(&self) {}
-    fn detached(&self) {}
-    fn resume(&self, _: &SessionId) -> bool {
-        false
     }
     fn ended(&self, reason: EndReason) {
         assert_eq!(reason, EndReason::Closed, "the network ends no session");

@@ -281,7 +281,9 @@ impl Push for Line {
                 format!("NO overloaded {}\n", retry_after.as_secs())
             }
             (Some(_), _) => "NO session\n".to_owned(),
-            (None, CloseReason::Drain { retry_after, .. }) => format!("BYE drain {}\n", retry_after.as_secs()),
+            (None, CloseReason::Drain { retry_after, .. }) => {
+                format!("BYE drain {}\n", retry_after.as_secs())
+            }
             (None, CloseReason::Overloaded { retry_after }) => {
                 format!("BYE overloaded {}\n", retry_after.as_secs())
             }
@@ -485,13 +487,6 @@ mod demo {
     impl Inbound for Ears {
         fn envelope(&self, envelope: Envelope) -> Result<(), Full> {
             self.heard.try_send(envelope).map_err(|error| Full(error.into_inner()))
-        }
-        fn alive(&self) {}
-        fn confirmed(&self, _: u64) {}
-        fn attached(&self) {}
-        fn detached(&self) {}
-        fn resume(&self, _: &SessionId) -> bool {
-            false
         }
         fn ended(&self, reason: EndReason) {
             println!("device: the session ended ({reason:?})");

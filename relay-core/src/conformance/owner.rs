@@ -76,7 +76,6 @@ impl Inbound for Recorder {
         self.record(Event::Envelope(envelope));
         Ok(())
     }
-    fn alive(&self) {}
     fn confirmed(&self, number: u64) {
         self.with(|recorded| recorded.confirmed = recorded.confirmed.max(number));
         self.record(Event::Confirmed(number));

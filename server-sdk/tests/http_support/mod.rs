@@ -233,10 +233,6 @@ impl Inbound for Heard {
             _ => Ok(()),
         }
     }
-    fn alive(&self) {}
-    fn confirmed(&self, _: u64) {}
-    fn attached(&self) {}
-    fn detached(&self) {}
     fn resume(&self, _: &relay_core::ids::SessionId) -> bool {
         false
     }

@@ -7,7 +7,7 @@ use relay_core::{
     book::{APP, Book},
     conformance::{Let, token},
     envelope::Envelope,
-    ids::{AccountId, BookId, SessionId},
+    ids::{AccountId, BookId},
     memory::{self, MemoryConnector},
     store::{App, Description, Membership, MemoryStore, Registration},
     transport::{ChannelOptions, CloseReason, ConnectOptions, Connector, EndReason, Full, Inbound, Started},
@@ -194,13 +194,6 @@ impl Inbound for Ears {
             Some(Err(mpsc::error::TrySendError::Full(envelope))) => Err(Full(envelope)),
             _ => Ok(()),
         }
-    }
-    fn alive(&self) {}
-    fn confirmed(&self, _: u64) {}
-    fn attached(&self) {}
-    fn detached(&self) {}
-    fn resume(&self, _: &SessionId) -> bool {
-        false
     }
     fn ended(&self, _: EndReason) {
         self.0.lock().unwrap().take();
