@@ -61,6 +61,8 @@ struct State {
     unflushed: bool,
     /// Of the session's task, once it runs.
     task: Option<Waker>,
+    /// When it looks at the clock again; none while it is at work, after which it looks in any case.
+    looks_at: Option<Instant>,
     /// Set once nothing more will be told to the owner.
     told: bool,
     /// How many ignored elements are counted already.
@@ -88,7 +90,15 @@ impl State {
 
 impl Shared {
     pub(crate) fn new(machine: Machine, counters: Arc<Counters>) -> Arc<Self> {
-        let state = State { machine, stream: None, unflushed: false, task: None, told: false, ignored: 0 };
+        let state = State {
+            machine,
+            stream: None,
+            unflushed: false,
+            task: None,
+            looks_at: None,
+            told: false,
+            ignored: 0,
+        };
         Arc::new(Self { state: Mutex::new(state), changed: Notify::new(), counters })
     }
 
@@ -182,7 +192,9 @@ impl Shared {
             if at_once {
                 state.write(&mut Context::from_waker(Waker::noop()));
             }
-            let left = state.machine.wants_write() || state.unflushed || state.machine.is_over();
+            let late =
+                state.machine.wake_at().is_some_and(|at| state.looks_at.is_some_and(|looks| at < looks));
+            let left = state.machine.wants_write() || state.unflushed || state.machine.is_over() || late;
             if left { state.task.clone() } else { None }
         };
         if let Some(task) = task {
@@ -199,6 +211,7 @@ impl Shared {
                 state.task = Some(cx.waker().clone());
             }
             let had_room = state.machine.has_room();
+            state.looks_at = None;
             let output = loop {
                 let now = now();
                 state.machine.timeout(now);
@@ -222,6 +235,7 @@ impl Shared {
                     sleep.as_mut().reset(wake.into());
                 }
                 if sleep.as_mut().poll(cx).is_pending() {
+                    state.looks_at = Some(sleep.deadline().into_std());
                     break None;
                 }
             };

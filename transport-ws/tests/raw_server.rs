@@ -513,7 +513,7 @@ async fn c1_what_was_pushed_goes_before_the_close_and_the_reason_with_it() {
         let (mut raw, mut owner) = rig.pair().await;
         owner.attached().await;
         owner.send([request(&owner, 100_000)]).await.unwrap();
-        let (_, ()) = tokio::join!(owner.close(reason), async {
+        let (_, ()) = tokio::join!(owner.close(reason.clone()), async {
             assert!(matches!(raw.read().await, Some(Received::Text(text)) if text.len() > 100_000));
             if words {
                 let Some(Received::Text(drain)) = raw.read().await else { panic!("when to come back") };

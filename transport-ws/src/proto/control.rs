@@ -37,6 +37,9 @@ use crate::{
 const OFFER_AGAIN: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
 /// How long a connection that is suspected may take to show life.
 const SUSPECT: Duration = Duration::from_secs(5);
+/// How long the verdict on an answer waits for something to go with. A peer waits for none of them, and a write costs as much
+/// as all else that is done for an answer.
+const VERDICT_WITHIN: Duration = Duration::from_millis(500);
 /// Of each answer that is due: one that it is received, one that is final.
 const ANSWERS: u32 = 2;
 
@@ -188,7 +191,10 @@ impl Machine {
         if matches!(envelope, Envelope::Request { .. }) {
             self.answers_due = self.answers_due.saturating_add(ANSWERS);
         }
-        if let Some(text) = control::encode(envelope, &self.device, now) {
+        let Some(text) = control::encode(envelope, &self.device, now) else { return };
+        if matches!(envelope, Envelope::Ack { .. }) {
+            self.link.text_within(&text, VERDICT_WITHIN, now);
+        } else {
             self.link.text(&text);
         }
     }

@@ -87,6 +87,8 @@ pub(super) struct Link {
     silent_at: Option<Instant>,
     /// When it does unless something can be written.
     stalled_at: Option<Instant>,
+    /// When what has found nothing to go with is sent by itself.
+    patient_until: Option<Instant>,
     thrown_away: usize,
     lingers: bool,
     /// A frame came since somebody asked.
@@ -110,6 +112,7 @@ impl Link {
             ping_at: config.ping_every.map(|every| now + every),
             silent_at: None,
             stalled_at: None,
+            patient_until: None,
             thrown_away: 0,
             lingers: false,
             alive: false,
@@ -145,12 +148,22 @@ impl Link {
 
     /// Bytes that are kept.
     pub(super) fn held(&self) -> usize {
-        self.decoder.held() + self.outgoing.len()
+        self.decoder.held() + self.outgoing.held()
     }
 
     pub(super) fn text(&mut self, text: &str) {
         if self.is_open() {
             self.outgoing.text(text);
+        }
+    }
+
+    /// Sends a text that nobody waits for: within this time, or as soon as there is something for it to go with.
+    pub(super) fn text_within(&mut self, text: &str, within: Duration, now: Instant) {
+        if self.is_open() {
+            if !self.outgoing.is_patient() {
+                self.patient_until = Some(now + within);
+            }
+            self.outgoing.text_patiently(text);
         }
     }
 
@@ -372,7 +385,8 @@ impl Link {
             State::Open => None,
             State::Over(_) => return None,
         };
-        [self.ping_at, self.silent_at, self.stalled_at, closing].into_iter().flatten().min()
+        let patient = self.patient_until.filter(|_| self.outgoing.is_patient());
+        [self.ping_at, self.silent_at, self.stalled_at, closing, patient].into_iter().flatten().min()
     }
 
     /// Time has passed. `deaf`: nothing is read now, so that silence says nothing.
@@ -393,6 +407,10 @@ impl Link {
                 return self.over(Cause::Lost);
             }
             self.silent_at = Some(now + self.config.answer_within);
+        }
+        if due(self.patient_until) {
+            self.patient_until = None;
+            self.outgoing.hurry();
         }
         if due(self.ping_at) {
             self.ping();

@@ -10,6 +10,8 @@ use super::frame::{close_payload, encode};
 const FRAME: usize = 16 * 1024;
 /// How much is put into one write.
 const WRITE: usize = 16 * 1024;
+/// How much waits for something else to go with.
+const PATIENT: usize = 1024;
 
 /// Makes the mask of a frame (RFC 6455 §5.3): fresh and unpredictable each time.
 pub type Masks = fn() -> [u8; 4];
@@ -22,7 +24,11 @@ pub(super) struct Outgoing {
     at: usize,
     ping: Vec<u8>,
     pong: Vec<u8>,
+    /// The first frame of data, which in most cases is the only one, and the others.
+    first: Vec<u8>,
     data: VecDeque<Vec<u8>>,
+    /// What is first are whole messages that go with the next frame there is, and do not count until then: nothing else waits.
+    patient: bool,
     close: Vec<u8>,
     /// Bytes in all that are not yet written.
     bytes: usize,
@@ -37,8 +43,18 @@ impl Outgoing {
         self.bytes
     }
 
+    /// The same, with what does not count yet.
+    pub(super) fn held(&self) -> usize {
+        self.bytes + if self.patient { self.first.len() } else { 0 }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.bytes == 0
+    }
+
+    /// Whether messages wait for something else to go with.
+    pub(super) const fn is_patient(&self) -> bool {
+        self.patient
     }
 
     fn frame(&self, opcode: OpCode, last: bool, payload: &[u8]) -> Vec<u8> {
@@ -51,18 +67,44 @@ impl Outgoing {
         self.message(Data::Text, text.as_bytes());
     }
 
+    /// A message that goes with the next frame there is: with what waits, if something does.
+    pub(super) fn text_patiently(&mut self, text: &str) {
+        if !self.is_empty() || self.first.len() + text.len() > PATIENT {
+            return self.text(text);
+        }
+        let frame = self.frame(OpCode::Data(Data::Text), true, text.as_bytes());
+        append(&mut self.first, frame);
+        self.patient = true;
+    }
+
+    /// What waits for something else to go with waits no longer.
+    pub(super) fn hurry(&mut self) {
+        if std::mem::take(&mut self.patient) {
+            self.bytes += self.first.len();
+        }
+    }
+
     pub(super) fn binary(&mut self, bytes: &[u8]) {
         self.message(Data::Binary, bytes);
     }
 
+    fn enqueue(&mut self, frame: Vec<u8>) {
+        self.bytes += frame.len();
+        if self.first.is_empty() && self.data.is_empty() {
+            self.first = frame;
+        } else {
+            self.data.push_back(frame);
+        }
+    }
+
     fn message(&mut self, kind: Data, bytes: &[u8]) {
+        self.hurry();
         let mut opcode = kind;
         let mut rest = bytes;
         loop {
             let (chunk, after) = rest.split_at(rest.len().min(FRAME));
             let frame = self.frame(OpCode::Data(opcode), after.is_empty(), chunk);
-            self.bytes += frame.len();
-            self.data.push_back(frame);
+            self.enqueue(frame);
             if after.is_empty() {
                 break;
             }
@@ -71,6 +113,7 @@ impl Outgoing {
     }
 
     pub(super) fn ping(&mut self, payload: &[u8]) {
+        self.hurry();
         self.bytes -= self.ping.len();
         self.ping = self.frame(OpCode::Control(Control::Ping), true, payload);
         self.bytes += self.ping.len();
@@ -78,6 +121,7 @@ impl Outgoing {
 
     /// RFC 6455 §5.5.3: only the latest ping needs an answer.
     pub(super) fn pong(&mut self, payload: &[u8]) {
+        self.hurry();
         self.bytes -= self.pong.len();
         self.pong = self.frame(OpCode::Control(Control::Pong), true, payload);
         self.bytes += self.pong.len();
@@ -85,6 +129,7 @@ impl Outgoing {
 
     /// The last frame: goes when all else has gone. Without a code it has no payload.
     pub(super) fn close(&mut self, code: Option<u16>, words: &str) {
+        self.hurry();
         let payload = code.map(|code| close_payload(code, words)).unwrap_or_default();
         self.bytes -= self.close.len();
         self.close = self.frame(OpCode::Control(Control::Close), true, &payload);
@@ -94,9 +139,12 @@ impl Outgoing {
     /// Forgets data that is not being written.
     pub(super) fn drop_data(&mut self) {
         // A message whose first frames are gone can only be given up together with the connection, as here.
+        if self.patient {
+            return;
+        }
         let dropped: usize = self.data.iter().map(Vec::len).sum();
-        self.data = VecDeque::new();
-        self.bytes -= dropped;
+        self.bytes -= dropped + self.first.len();
+        (self.first, self.data) = (Vec::new(), VecDeque::new());
     }
 
     /// What is to be written next; empty if there is nothing.
@@ -122,13 +170,16 @@ impl Outgoing {
         for control in [&mut self.pong, &mut self.ping] {
             append(&mut self.current, std::mem::take(control));
         }
-        while let Some(next) = self.data.front()
-            && (self.current.is_empty() || self.current.len() + next.len() <= WRITE)
+        if self.patient {
+            return;
+        }
+        while !self.first.is_empty()
+            && (self.current.is_empty() || self.current.len() + self.first.len() <= WRITE)
         {
             let next = self.data.pop_front().unwrap_or_default();
-            append(&mut self.current, next);
+            append(&mut self.current, std::mem::replace(&mut self.first, next));
         }
-        if self.data.is_empty() {
+        if self.first.is_empty() {
             self.data = VecDeque::new();
             append(&mut self.current, std::mem::take(&mut self.close));
         }
@@ -198,6 +249,49 @@ mod tests {
         let received = read(&mut outgoing, 1);
         assert_eq!(received.last(), Some(&Received::Close(Some(1000))));
         assert_eq!(received.len(), 3);
+    }
+
+    fn texts(received: &[Received]) -> Vec<&str> {
+        let text = |received| match received {
+            &Received::Text(ref text) => std::str::from_utf8(text).ok(),
+            _ => None,
+        };
+        received.iter().filter_map(text).collect()
+    }
+
+    #[test]
+    fn what_is_patient_goes_with_the_next_frame_in_one_write_and_in_order() {
+        let ways: [(fn(&mut Outgoing), &[&str]); 5] = [
+            (|outgoing| outgoing.text("c"), &["a", "b", "c"]),
+            (|outgoing| outgoing.ping(b"1"), &["a", "b"]),
+            (|outgoing| outgoing.pong(b"1"), &["a", "b"]),
+            (|outgoing| outgoing.close(Some(1000), ""), &["a", "b"]),
+            (Outgoing::hurry, &["a", "b"]),
+        ];
+        for (goes_with, expected) in ways {
+            let mut outgoing = Outgoing::new(None);
+            outgoing.text_patiently("a");
+            outgoing.text_patiently("b");
+            assert!(outgoing.is_empty() && outgoing.is_patient() && outgoing.chunk().is_empty());
+            goes_with(&mut outgoing);
+            assert!(!outgoing.is_patient());
+            assert_eq!(outgoing.chunk().len(), outgoing.len());
+            assert_eq!(texts(&read(&mut outgoing, 1000)), expected);
+        }
+    }
+
+    #[test]
+    fn nothing_is_patient_that_has_company_or_is_much() {
+        let mut outgoing = Outgoing::new(None);
+        outgoing.text("a");
+        outgoing.text_patiently("b");
+        assert!(!outgoing.is_patient());
+        assert_eq!(texts(&read(&mut outgoing, 1)), ["a", "b"]);
+        let long = "x".repeat(PATIENT / 2);
+        outgoing.text_patiently(&long);
+        assert!(outgoing.is_empty());
+        outgoing.text_patiently(&long);
+        assert_eq!(texts(&read(&mut outgoing, 100)), [&*long, &*long]);
     }
 
     #[test]

@@ -15,6 +15,9 @@ use relay_core::{
 use super::close;
 use crate::proto::frame::Fault;
 
+/// Room for most elements, so that writing one does not grow it step by step.
+const ROOM: usize = 512;
+
 /// What a text message turned out to be.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Read {
@@ -41,7 +44,7 @@ pub enum Ignored {
 
 /// `envelope` as text, for the session of `device`. `None` if it cannot travel at all, which is logged.
 pub fn encode(envelope: &Envelope, device: &DeviceId, now: Instant) -> Option<String> {
-    let mut text = String::new();
+    let mut text = String::with_capacity(ROOM);
     let Err(error) = vocabulary::write_with_channels(envelope, device, now, &mut text) else {
         return Some(text);
     };

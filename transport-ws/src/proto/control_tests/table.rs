@@ -464,6 +464,72 @@ fn t30_what_means_nothing_is_counted_and_the_session_goes_on() {
     assert_eq!((rig.machine.stats().ignored, rig.envelopes().len(), rig.closed_with()), (3, 0, None));
 }
 
+fn verdict(number: usize) -> Envelope {
+    Envelope::Ack { id: id(number), disposition: relay_core::outcome::Disposition::Accepted }
+}
+
+/// The names of the elements that it wrote.
+fn names(rig: &Rig) -> Vec<String> {
+    let name = |wrote: &Received| match wrote {
+        Received::Text(text) => {
+            Some(String::from_utf8_lossy(text).trim_start_matches('<').split(' ').next()?.to_owned())
+        }
+        _ => None,
+    };
+    rig.wrote.iter().filter_map(name).collect()
+}
+
+#[test]
+fn a_verdict_waits_half_a_second_for_something_to_go_with() {
+    let mut rig = Rig::relay();
+    rig.machine.push(&verdict(0), rig.now);
+    rig.pass(Duration::from_millis(499));
+    assert_eq!(names(&rig), [""; 0]);
+    rig.machine.push(&verdict(1), rig.now);
+    rig.pass(Duration::from_millis(1));
+    assert_eq!(names(&rig), ["ack", "ack"]);
+    // Each one has its own half second, whenever the last one went.
+    rig.pass(secs(1));
+    rig.machine.push(&verdict(2), rig.now);
+    rig.pass(Duration::from_millis(400));
+    rig.machine.push(&request(3, 10, rig.now + secs(60)), rig.now);
+    rig.settle();
+    assert_eq!(names(&rig)[2..], ["ack", "request"]);
+    rig.machine.push(&verdict(3), rig.now);
+    rig.pass(Duration::from_millis(499));
+    assert_eq!(names(&rig).len(), 4);
+    rig.pass(Duration::from_millis(1));
+    assert_eq!(names(&rig).len(), 5);
+}
+
+#[test]
+fn a_verdict_that_waits_goes_before_any_close() {
+    let ends: [fn(&mut Rig); 3] = [
+        |rig| rig.machine.close(CloseReason::Replaced, rig.now),
+        |rig| rig.close(1000),
+        |rig| rig.text("no element"),
+    ];
+    for end in ends {
+        let mut rig = Rig::relay();
+        rig.machine.push(&verdict(0), rig.now);
+        end(&mut rig);
+        rig.settle();
+        assert!(matches!(rig.wrote[..], [Received::Text(_), Received::Close(_)]), "{:?}", rig.wrote);
+    }
+}
+
+#[test]
+fn verdicts_that_are_much_do_not_wait() {
+    let mut rig = Rig::relay();
+    let mut most = 0;
+    for number in 0..100 {
+        rig.machine.push(&verdict(number), rig.now);
+        most = most.max(rig.machine.held());
+        rig.settle();
+    }
+    assert!(names(&rig).len() > 80 && most < 2048, "{} written, {most} bytes kept", names(&rig).len());
+}
+
 #[test]
 fn f1_a_machine_at_rest_keeps_no_buffer() {
     let mut rig = Rig::relay();
