@@ -376,7 +376,7 @@ impl Queue for VecDeque<Envelope> {
 /// Where what a peer says goes.
 ///
 /// Calls return without waiting. For one session, a transport makes them one after the other, in the order in which
-/// things happened.
+/// things happened. What a device has no use for, it need not hear.
 pub trait Inbound: fmt::Debug + Send + Sync + 'static {
     /// An envelope from the peer.
     ///
