@@ -196,3 +196,50 @@ async fn l2_a_relay_that_stops_ends_its_channels() {
     assert!(finished.expect("in time").is_err(), "the job did not get done");
     rig.stopped().await;
 }
+
+#[tokio::test]
+async fn t31_compression_is_agreed_on_nowhere_and_a_compressed_body_is_415() {
+    let rig = Rig::start().await;
+    let (token, key) = (rig.enrol("d").await, rig.key(&[]).await);
+    let registration = r#"{"apps":[{"name":"print","path":"/print","protocol":"print"}],"accounts":["a"]}"#;
+    assert_eq!(rig.put_json("/v1/devices/d", &token, registration).await.status, 201);
+    let _device = rig.connect("d", &token).await;
+    let job = job(&rig);
+    for (path, protocol) in [("/ws", "control"), (&*format!("/ws/print?id={}", job.id()), "print")] {
+        let mut wire = rig.wire().await;
+        let fields = [
+            ("upgrade", "websocket"),
+            ("connection", "Upgrade"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            ("sec-websocket-protocol", protocol),
+            ("sec-websocket-extensions", "permessage-deflate; client_max_window_bits"),
+            ("accept-encoding", "gzip, deflate, br"),
+        ];
+        wire.send(&head("GET", path, &token, &fields, None)).await;
+        let got = wire.read().await.expect("an answer");
+        assert_eq!((got.status, got.field("sec-websocket-extensions")), (101, None), "{path}");
+    }
+    for encoding in ["gzip", "deflate", "br", "zstd", "gzip, gzip"] {
+        for (method, path, who) in [
+            ("POST", "/v1/enroll", ""),
+            ("PUT", "/v1/devices/d", &*token),
+            ("POST", "/v1/devices/d/alive", &token),
+            ("POST", "/v1/requests/r/response", &token),
+            ("PUT", "/v1/devices/d/objects/o", &key),
+            ("POST", "/v1/devices/d/requests?method=M", &key),
+            ("POST", "/v1/devices/d/apps/print", &key),
+            ("PUT", "/v1/documents/doc", &key),
+            ("POST", "/v1/keys", &rig.admin),
+            ("POST", "/v1/devices/import", &rig.admin),
+            ("POST", "/http-bind", ""),
+        ] {
+            // A bomb of 1 KiB: nothing of it is read beyond its head.
+            let got = rig.call(method, path, who, &[("content-encoding", encoding)], &[0; 1024]).await;
+            assert_eq!(got.status, 415, "{method} {path} {encoding}");
+        }
+        let fields = [("accept-encoding", encoding)];
+        let got = rig.call("GET", "/v1/devices", &key, &fields, b"").await;
+        assert_eq!((got.status, got.field("content-encoding")), (200, None), "answers are as they are");
+    }
+}
