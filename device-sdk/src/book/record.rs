@@ -142,7 +142,7 @@ impl Record {
     /// The book as it is on this device, with what was changed here and is not reported yet.
     fn view(&self) -> Option<&Arc<Book>> {
         let edit = self.edit.as_ref().map(|edit| &edit.content);
-        self.next.as_ref().or(edit).or(self.stands.as_ref().map(|stands| &stands.content))
+        self.next.as_ref().or(edit).or_else(|| self.stands.as_ref().map(|stands| &stands.content))
     }
 
     /// The same, for whoever asks; `None` if there is no such book here.

@@ -6,7 +6,7 @@ use futures_util::FutureExt as _;
 use relay_core::{book::BookDocument, ids::BookId};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Work, blocking, callers::Told};
+use super::{Work, blocking, callers::Told, whole};
 use crate::{
     backoff::{Backoff, Jitter},
     book::{
@@ -70,7 +70,10 @@ impl Work {
                         }
                     },
                     // Once it is off it calls nobody; on a new session it may get through.
-                    _ = session.changed() => continue,
+                    changed = session.changed() => match changed {
+                        Ok(()) => continue,
+                        Err(_) => break,
+                    },
                 };
             }
             if again.is_some() || state != SessionState::Online {
@@ -106,7 +109,7 @@ impl Work {
     }
 
     /// Does all that there is to do. What goes wrong with one book alone does not keep the others.
-    async fn work(&self) -> Result<(), Failed> {
+    async fn work(self: &Arc<Self>) -> Result<(), Failed> {
         let mut failures = BTreeMap::new();
         while let Some((book, doubted)) = self.next(&failures).await {
             let done = match doubted {
@@ -132,30 +135,27 @@ impl Work {
     }
 
     /// Asks the relay for a book of which something was lost here.
-    async fn ask_for(&self, book: &BookId) -> Result<(), Failed> {
+    async fn ask_for(self: &Arc<Self>, book: &BookId) -> Result<(), Failed> {
         let stands = self.stands(book).await?;
-        let mut desk = self.desk.lock().await;
-        let mut record = self.load(book).await?.unwrap_or_else(|| Record::new(book.clone()));
-        record.in_doubt = false;
-        if let Some(Stand { version, content }) = stands
-            && record.deliver(version, content) == Delivered::New
-        {
-            self.tell_after_saving(&record, BookEvent::Received { book: book.clone(), version }).await?;
-        } else {
-            self.save(&record).await?;
-        }
-        desk.note(&record);
-        Ok(())
-    }
-
-    async fn tell_after_saving(&self, record: &Record, event: BookEvent) -> Result<(), BookError> {
-        self.save(record).await?;
-        self.tell(event);
-        Ok(())
+        let (work, book) = (self.clone(), book.clone());
+        let learn = async move {
+            let mut desk = work.desk.lock().await;
+            let mut record = work.load(&book).await?.unwrap_or_else(|| Record::new(book.clone()));
+            record.in_doubt = false;
+            let news = stands
+                .filter(|stands| record.deliver(stands.version, stands.content.clone()) == Delivered::New);
+            work.save(&record).await?;
+            desk.note(&record);
+            if let Some(Stand { version, .. }) = news {
+                work.tell(BookEvent::Received { book, version });
+            }
+            Ok(())
+        };
+        Ok(whole(learn).await?)
     }
 
     /// Reports the edit of a book, and those that are made meanwhile.
-    async fn report_all_of(&self, book: &BookId) -> Result<(), Failed> {
+    async fn report_all_of(self: &Arc<Self>, book: &BookId) -> Result<(), Failed> {
         for _ in 0..TRIES {
             let mut desk = self.desk.lock().await;
             let Some(mut record) = self.load(book).await? else {
@@ -171,7 +171,9 @@ impl Work {
             }
             drop(desk);
             let (verdict, stands) = self.send(book, sending).await?;
-            self.answered(book, verdict, stands).await?;
+            // What was answered is told, also if the session ends in this moment.
+            let (work, book) = (self.clone(), book.clone());
+            whole(async move { work.answered(&book, verdict, stands).await }).await?;
         }
         Err(Failed::Unsteady)
     }
