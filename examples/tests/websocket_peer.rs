@@ -1,6 +1,8 @@
 //! A WebSocket device by other hands: Python's `websockets`, told what docs/ say and no more, enrols, answers, prints with
 //! credit, goes on where its connections broke, and comes back when it is told to.
 
+#[path = "support/http.rs"]
+mod http;
 mod programs;
 
 use std::{
@@ -364,6 +366,25 @@ async fn p2_a_session_that_is_cut_is_gone_on_with_and_calls_meanwhile_are_answer
     }
     assert_eq!(site.relay.client.presence(DEVICE).await.unwrap().state, State::Online);
     site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t17_a_revoked_credential_ends_its_session_and_its_channel_with_4003() {
+    let mut site = Site::new(&["--hold-at", &MIB.to_string()]).await;
+    let _job = site.print(&document(5 * MIB)).await;
+    site.heard("held");
+    // Another machine enrols as this device: from now on the credential is its own.
+    let pin = site.relay.pin(DEVICE, &[]).await;
+    let body = serde_json::json!({"device_id": DEVICE, "pin": pin}).to_string();
+    let fields = ["Content-Type: application/json"];
+    let enrolled = http::ask(site.relay.address, "POST /v1/enroll", &fields, body.as_bytes()).unwrap();
+    assert_eq!(enrolled.status, 201, "{}", enrolled.text());
+    assert_eq!(site.heard("offline")["code"], 4003);
+    site.device.press("go");
+    let (_, said) = site.device.end();
+    let closed = said.iter().find(|line| line.contains(r#""event": "channel-closed""#));
+    assert!(closed.is_some_and(|line| line.contains(r#""code": 4003"#)), "{said:#?}");
+    site.relay.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

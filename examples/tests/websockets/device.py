@@ -506,6 +506,9 @@ async def main():
     await asyncio.wait([running, panel], return_when=asyncio.FIRST_COMPLETED)
     if running.done():
         running.result()
+        # What is under way hears of it, too.
+        if device.tasks:
+            await asyncio.wait(device.tasks, timeout=5)
     tell("stopped")
 
 
