@@ -5,6 +5,8 @@ mod person;
 #[path = "page/printer.rs"]
 mod printer;
 mod programs;
+#[path = "page/way.rs"]
+mod way;
 
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -18,6 +20,7 @@ use server_sdk::{
 };
 use tempfile::TempDir;
 use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
+use way::Way;
 
 /// How long anything may take before the test has failed.
 const BOUND: Duration = Duration::from_secs(30);
@@ -357,6 +360,88 @@ async fn a6_a_job_is_cancelled_from_the_page() {
     })
     .await;
     assert!(printer.printed().is_empty());
+    office.close().await;
+}
+
+/// The share of the document that the page shows as sent is more than this.
+fn sent_more_than(share: f64) -> String {
+    format!("(document.querySelector('.job[data-state=sending] progress')?.value ?? 0) > {share}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f32_a6_an_upload_that_breaks_goes_on_where_it_was_and_is_printed_once() {
+    let office = Office::open().await;
+    let printer = office.printer("p-1", ["Copy room", "MX-3071", "2nd floor"], Some(2_500_000)).await;
+    let document = office.document("Catalogue.pdf", 12_000_000);
+    let bytes = fs::read(&document).unwrap();
+    let (way, key) = (Way::to(office.address, 3_000_000).await, office.key.clone());
+    let printer = story(move || {
+        let mut person = Person::new(way.address);
+        person.open(375, "light");
+        sign_in(&mut person, &key);
+        person.clicks(".printer", "Copy room");
+        person.puts_file("#file", &document);
+        person.clicks("#print", "Print on Copy room");
+        person.waits_until(&sent_more_than(0.15));
+        person.keeps_picture("uploading-375-light");
+        way.block();
+        person.sees(".job[data-state=broken]", "The connection broke. Trying again");
+        person.finds_it_accessible();
+        person.keeps_picture("upload-broken-375-light");
+        person.look(1280, "dark");
+        person.finds_it_accessible();
+        person.keeps_picture("upload-broken-1280-dark");
+        way.unblock();
+        person.waits_until(&sent_more_than(0.6));
+        assert!(printer.at_work() > 0, "it prints while the document comes");
+        way.cut();
+        // All of it is at the relay, and the printer is at it.
+        while printer.at_work() < 10_500_000 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        way.cut();
+        person.sees(".job[data-state=completed]", "Printed, 12 MB");
+        person.finds_it_accessible();
+        person.keeps_picture("uploaded-1280-dark");
+        assert_eq!(person.complaints(), [""; 0]);
+        printer
+    })
+    .await;
+    assert!(printer.printed() == [bytes], "once, and whole");
+    office.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a6_a_large_upload_is_cancelled_by_keyboard_at_once_and_the_printer_is_free() {
+    let office = Office::open().await;
+    let printer = office.printer("p-1", ["Copy room", "MX-3071", "2nd floor"], None).await;
+    let large = office.document("Catalogue.pdf", 30_000_000);
+    let small = office.document("Leaflet.pdf", 20_000);
+    let leaflet = fs::read(&small).unwrap();
+    let (way, key) = (Way::to(office.address, 1_000_000).await, office.key.clone());
+    let printer = story(move || {
+        let mut person = Person::new(way.address);
+        person.open(1280, "light");
+        sign_in(&mut person, &key);
+        person.clicks(".printer", "Copy room");
+        person.puts_file("#file", &large);
+        person.clicks("#print", "Print on Copy room");
+        person.waits_until(&sent_more_than(0.05));
+        person.finds_it_accessible();
+        person.keeps_picture("uploading-1280-light");
+        person.tabs_to(|focus| focus.name.starts_with("Cancel Catalogue.pdf"));
+        let pressed = Instant::now();
+        person.press("Enter");
+        person.sees(".job[data-state=cancelled]", "Cancelled");
+        assert!(pressed.elapsed() < Duration::from_secs(5), "without waiting for the rest");
+        assert_eq!(person.focus().unwrap().id, "jobs-title", "the focus is not lost with the button");
+        person.puts_file("#file", &small);
+        person.clicks("#print", "Print on Copy room");
+        person.sees(".job[data-state=completed]", "Printed, 20 kB");
+        printer
+    })
+    .await;
+    assert!(printer.printed() == [leaflet], "nothing of what was cancelled");
     office.close().await;
 }
 

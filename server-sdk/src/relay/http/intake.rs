@@ -33,6 +33,8 @@ pub(super) struct Intake {
     /// How long its sender was waited for, and what came: the time that our disk takes is not its sender's.
     waited: Duration,
     bytes: u64,
+    /// What follows comes in another request.
+    in_part: bool,
 }
 
 /// Why a body ends before it is whole.
@@ -106,7 +108,18 @@ impl Intake {
             rate: f64::from(limits.body_min_rate.max(1)),
             waited: Duration::ZERO,
             bytes: 0,
+            in_part: false,
         }
+    }
+
+    /// The same, as a part of a document.
+    pub(super) fn in_part(self, in_part: bool) -> Self {
+        Self { in_part, ..self }
+    }
+
+    /// Whether more of the document follows in another request.
+    pub(super) const fn is_part(&self) -> bool {
+        self.in_part
     }
 
     /// How much was announced.

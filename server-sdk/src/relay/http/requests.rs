@@ -22,11 +22,46 @@ use crate::relay::jobs::{End, Tracked};
 
 /// Where an upload goes on.
 pub(super) const UPLOAD_OFFSET: HeaderName = HeaderName::from_static("upload-offset");
+/// Whether an upload is complete with this request: `?0` if the rest follows by PATCH, as a structured field has it
+/// (RFC 9651 §3.3.6).
+pub(super) const UPLOAD_COMPLETE: HeaderName = HeaderName::from_static("upload-complete");
+/// How long the document is, of which a part comes.
+const UPLOAD_LENGTH: HeaderName = HeaderName::from_static("upload-length");
 /// The media type of a part of an upload.
 const PARTIAL: &str = "application/partial-upload";
 
 pub(super) fn unknown_request() -> Problem {
     Problem::new(Code::UnknownRequest, "no such request")
+}
+
+/// What a head says of its body, as a part of an upload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Part {
+    /// More follows in another request.
+    pub(super) more: bool,
+    /// How long the whole is, if that is said.
+    pub(super) length: Option<u64>,
+}
+
+impl Part {
+    pub(super) fn read(call: &Call) -> Result<Self, Problem> {
+        let more = match call.header(&UPLOAD_COMPLETE)?.map(str::trim) {
+            None | Some("?1") => false,
+            Some("?0") => true,
+            Some(other) => {
+                let words = format!("Upload-Complete has {}, which is neither ?0 nor ?1", shown(other));
+                return Err(Problem::bad(words));
+            }
+        };
+        Ok(Self { more, length: number(call, &UPLOAD_LENGTH, "Upload-Length")? })
+    }
+}
+
+fn number(call: &Call, field: &HeaderName, name: &str) -> Result<Option<u64>, Problem> {
+    let Some(text) = call.header(field)? else { return Ok(None) };
+    let digits = text.bytes().all(|b| b.is_ascii_digit());
+    let wrong = || Problem::bad(format!("{name} has {}, which is no number of bytes", shown(text)));
+    text.parse().ok().filter(|_| digits).map(Some).ok_or_else(wrong)
 }
 
 fn find(call: &Call, request: &RequestId) -> Result<Arc<Tracked>, Problem> {
@@ -108,8 +143,8 @@ pub(super) fn resume(call: Call, request: RequestId) -> impl Future<Output = Res
     let intake = Intake::new(body, &app.limits);
     async move {
         let resumed = async {
-            let Asked { tracked, offset, ticket } = asked?;
-            go_on(&app, &tracked, offset, intake).await.map(|mut reply| {
+            let Asked { tracked, offset, part, ticket } = asked?;
+            go_on(&app, &tracked, offset, intake.in_part(part.more)).await.map(|mut reply| {
                 reply.body_mut().hold(ticket);
                 reply
             })
@@ -122,6 +157,7 @@ pub(super) fn resume(call: Call, request: RequestId) -> impl Future<Output = Res
 struct Asked {
     tracked: Arc<Tracked>,
     offset: u64,
+    part: Part,
     ticket: Option<access::Ticket>,
 }
 
@@ -134,13 +170,11 @@ impl Asked {
             let words = format!("{PARTIAL} is wanted here, not {}", shown(&kind));
             return Err(Problem::new(Code::UnsupportedMediaType, words));
         }
-        let offset = call.header(&UPLOAD_OFFSET)?.ok_or_else(|| Problem::bad("Upload-Offset is missing"))?;
-        let digits = offset.bytes().all(|b| b.is_ascii_digit());
-        let offset = offset.parse().ok().filter(|_| digits).ok_or_else(|| {
-            Problem::bad(format!("Upload-Offset has {}, which is no number of bytes", shown(offset)))
-        })?;
+        let offset = number(call, &UPLOAD_OFFSET, "Upload-Offset")?
+            .ok_or_else(|| Problem::bad("Upload-Offset is missing"))?;
+        let part = Part::read(call)?;
         let ticket = access::Ticket::take(&call.app, &principal)?;
-        Ok(Self { tracked, offset, ticket })
+        Ok(Self { tracked, offset, part, ticket })
     }
 }
 

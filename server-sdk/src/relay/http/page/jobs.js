@@ -105,6 +105,7 @@ class Job {
     this.#show("sending", "Reaching the printer");
     try {
       await readable(what.body);
+      if (this.over) return;
       this.#call = relay.print(printer.id, {
         ...what,
         told: (line) => this.#told(line),
@@ -112,9 +113,7 @@ class Job {
       });
       const end = await this.#call.done;
       if (end.state === "failed") throw new Problem(end.code ?? "device-failed", end.detail ?? "", end);
-      // Without its ID a job is not cancelled but abandoned, which the relay takes for a while as a broken upload.
-      const held = !this.#request && what.size;
-      if (end.state === "cancelled") this.#end("cancelled", held ? "Cancelled. The printer may wait for it for a minute." : "Cancelled");
+      if (end.state === "cancelled") this.#end("cancelled", "Cancelled");
       else this.#end("completed", what.size ? `Printed, ${size(what.size)}` : "Printed");
     } catch (problem) {
       const known = problem instanceof Problem ? problem : new Problem("interrupted");
@@ -125,7 +124,8 @@ class Job {
   async cancel() {
     if (this.over || this.#cancelling) return;
     this.#cancelling = true;
-    this.stop.disabled = true;
+    // Disabled, it would lose the focus to nobody.
+    this.stop.setAttribute("aria-disabled", "true");
     if (!this.#call) {
       this.#end("cancelled", "Cancelled");
       return;
@@ -138,9 +138,11 @@ class Job {
     }
     try {
       await this.#relay.cancel(this.#request);
+      // What is still on its way to the relay need not arrive.
+      this.#call.hangUp();
     } catch (problem) {
       this.#cancelling = false;
-      this.stop.disabled = false;
+      this.stop.removeAttribute("aria-disabled");
       if (!this.over) this.state.textContent = words(problem);
     }
   }
@@ -153,6 +155,10 @@ class Job {
       case "uploading":
         if (part < 1) this.#show("sending", `Sending, ${size(bytes)} of ${size(whole)}`, part);
         else this.#show("sending", "Waiting for the printer");
+        break;
+      case "broken":
+        if (this.row.dataset.state !== "broken") this.#announce(`${plain(this.#what.name, 80)}: the connection broke`);
+        this.#show("broken", "The connection broke. Trying again");
         break;
       case "accepted":
         this.#show("sending", "The printer takes it", 0);

@@ -5,6 +5,11 @@ import { Problem } from "./words.js";
 /** The longest silence on the stream of events: the relay shows a sign of life every 15 s. */
 const SILENCE = 40_000;
 const LONGEST_PAUSE = 30_000;
+/** The longest time for which a job's connection may be gone: the relay waits a minute for the rest of a document. */
+const PATIENCE = 60_000;
+const LONGEST_PAUSE_OF_A_JOB = 4_000;
+/** Errors of the way, not of the job. */
+const PASSING = ["interrupted", "unreachable", "no-answer", "conflict", "draining", "overloaded", "too-slow", "too-many-requests"];
 /** Devices that the page holds. */
 const MOST_DEVICES = 1000;
 
@@ -118,14 +123,84 @@ export class Relay {
 
   /**
    * Sends a document to a printer. `told` hears how far it is: `{state: "uploading", bytes}` while the document leaves
-   * this machine, then `{state, bytes, code?}` as the relay says; `accepted(id)` gets the request's ID.
+   * this machine, `{state: "broken"}` while the connection is lost, and `{state, bytes, code?}` as the relay says;
+   * `accepted(id)` gets the request's ID.
+   *
+   * A browser tells nothing of an answer before it has sent all of a body. So the job is made first, and the document
+   * announced: the job has its ID before the first byte, by which it is gone on with and cancelled.
+   */
+  print(device, what) {
+    const hangUp = new AbortController();
+    const done = this.#print(device, what, hangUp.signal).catch((problem) => {
+      if (hangUp.signal.aborted) return { state: "cancelled" };
+      throw problem;
+    });
+    return { done, hangUp: () => hangUp.abort() };
+  }
+
+  async #print(device, { query, body, type, size, told, accepted }, signal) {
+    const request = await this.#make(device, { query, body, type, size }, signal);
+    accepted(request);
+    let from = body ? 0 : size;
+    let heard = Date.now();
+    let tries = 0;
+    for (;;) {
+      let after = 0;
+      try {
+        const listening = (line) => {
+          heard = Date.now();
+          tries = 0;
+          told(line);
+        };
+        return await this.#goOn(request, body?.slice(from) ?? null, from, listening, signal);
+      } catch (problem) {
+        if (signal.aborted || !PASSING.includes(problem.code)) throw problem;
+        if (Date.now() - heard > PATIENCE) throw new Problem("interrupted");
+        told({ state: "broken" });
+        after = (problem.after ?? 0) * 1000;
+      }
+      const longest = Math.min(LONGEST_PAUSE_OF_A_JOB, 250 * 2 ** tries);
+      await pause(Math.max(after, longest * (0.5 + Math.random() / 2)), signal);
+      tries += 1;
+      try {
+        const answer = await this.#call(`/v1/requests/${encodeURIComponent(request)}`, { signal });
+        const about = await answer.json();
+        if (answer.status === 200) return about;
+        from = about.offset ?? size;
+      } catch (problem) {
+        if (signal.aborted || (problem instanceof Problem && !PASSING.includes(problem.code))) throw problem;
+      }
+    }
+  }
+
+  /** Makes a job; its ID. The printer has opened it then. */
+  async #make(device, { query, body, type, size }, signal) {
+    const path = `/v1/devices/${encodeURIComponent(device)}/apps/print?${new URLSearchParams(query)}`;
+    const headers = body ? { "Content-Type": type, "Upload-Complete": "?0", "Upload-Length": String(size) } : {};
+    let answer;
+    try {
+      answer = await this.#call(path, { method: "POST", headers, signal });
+    } catch (problem) {
+      // A document that the relay has already may be printed by now.
+      throw problem.code === "unreachable" && !body ? new Problem("interrupted") : problem;
+    }
+    const request = answer.headers.get("Relay-Request-Id");
+    if (!request) throw new Problem("no-answer", "no ID");
+    // All that it goes on to tell is told to whoever goes on with the job.
+    if (body) await answer.text().catch(() => {});
+    else answer.body?.cancel().catch(() => {});
+    return request;
+  }
+
+  /**
+   * Sends the rest of a document, which begins at `from`, and tells how the job goes to its end.
    *
    * XMLHttpRequest, since fetch does not say how much of a body has gone.
    */
-  print(device, { query, body, type, told, accepted }) {
+  #goOn(request, rest, from, told, signal) {
     const call = new XMLHttpRequest();
-    const done = new Promise((resolve, reject) => {
-      let begun = false;
+    const stop = () => call.abort();
+    return new Promise((resolve, reject) => {
       let read = 0;
       let last = null;
       const lines = () => {
@@ -145,14 +220,7 @@ export class Relay {
           call.abort();
         }
       };
-      call.upload.onprogress = (event) => {
-        begun = true;
-        told({ state: "uploading", bytes: event.loaded });
-      };
-      call.onreadystatechange = guarded(() => {
-        const id = call.readyState === 2 && call.getResponseHeader("Relay-Request-Id");
-        if (id) accepted(id);
-      });
+      call.upload.onprogress = (event) => told({ state: "uploading", bytes: from + event.loaded });
       call.onprogress = guarded(lines);
       call.onload = guarded(() => {
         if (call.status !== 200) {
@@ -164,14 +232,14 @@ export class Relay {
         if (last && ["completed", "failed", "cancelled"].includes(last.state)) resolve(last);
         else reject(new Problem("interrupted"));
       });
-      call.onerror = () => reject(new Problem(begun ? "interrupted" : "unreachable"));
-      call.onabort = () => resolve({ state: "cancelled", bytes: last?.bytes ?? 0 });
-    });
-    call.open("POST", `/v1/devices/${encodeURIComponent(device)}/apps/print?${new URLSearchParams(query)}`);
-    for (const [name, value] of Object.entries(this.#authorization)) call.setRequestHeader(name, value);
-    if (body) call.setRequestHeader("Content-Type", type);
-    call.send(body);
-    return { done, hangUp: () => call.abort() };
+      call.onerror = call.onabort = () => reject(new Problem("interrupted"));
+      call.open("PATCH", `/v1/requests/${encodeURIComponent(request)}`);
+      const headers = { "Content-Type": "application/partial-upload", "Upload-Offset": String(from) };
+      for (const [name, value] of Object.entries({ ...this.#authorization, ...headers })) call.setRequestHeader(name, value);
+      signal.addEventListener("abort", stop, { once: true });
+      if (signal.aborted) stop();
+      else call.send(rest);
+    }).finally(() => signal.removeEventListener("abort", stop));
   }
 
   /** Cancels a job. */
