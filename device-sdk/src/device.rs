@@ -135,7 +135,10 @@ impl Device {
     }
 
     /// Runs the start-up order again now, as when the device is switched on: registers, and opens a session or, if
-    /// there is one, a fresh connection on it. What a person at the device presses who does not want to wait.
+    /// there is one, a fresh connection on it. What a person at the device presses who does not want to wait, and what
+    /// firmware calls when the network is another one (an address, a default route, a link that came up): whatever hangs
+    /// on the old one is left, the better transport is tried at once, and what was learned of this network before is used.
+    /// Called once too often it costs a registration and a connection.
     ///
     /// # Errors
     /// [`ControlError::Stopped`].

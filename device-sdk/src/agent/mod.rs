@@ -294,6 +294,13 @@ impl Agent {
                 self.refresh(now);
                 self.register_online(now);
             }
+            // What is under way may be on a network that is gone. A PIN alone is waited for: shown, it is spent.
+            Phase::Working
+                if self.running.as_ref().is_some_and(|running| running.step != Some(Step::Enroll)) =>
+            {
+                self.abort();
+                self.start_over(now);
+            }
             Phase::Off | Phase::Working | Phase::Stopped => {}
         }
     }

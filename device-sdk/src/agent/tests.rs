@@ -471,6 +471,23 @@ fn s1_activating_does_not_wait_for_the_back_off() {
 }
 
 #[test]
+fn s8_activated_it_leaves_what_hangs_on_a_network_that_is_gone() {
+    let mut rig = Rig::new(config(), known());
+    rig.input(Input::Maintenance(true));
+    let hanging = rig.attempt;
+    let outputs = rig.input(Input::Activate);
+    assert_eq!(outputs, [Output::Abort(hanging), Output::Run(rig.attempt, Op::Register)]);
+    rig.done(Ok(Done::Registered));
+    let hanging = rig.attempt;
+    let outputs = rig.input(Input::Activate);
+    assert_eq!(outputs, [Output::Abort(hanging), Output::Run(rig.attempt, Op::Register)]);
+    // A PIN that is under way is spent, and what it is traded for is not to be lost.
+    let mut rig = Rig::new(config(), Known { has_token: false, has_pin: true, ..known() });
+    rig.input(Input::Maintenance(true));
+    assert_eq!(rig.input(Input::Activate), []);
+}
+
+#[test]
 fn k2_shut_down_it_says_goodbye_and_nothing_more() {
     let mut rig = Rig::new(config(), known());
     rig.online(1);
