@@ -147,6 +147,7 @@ fn rows(
     for asked in asked.iter().filter(|(start, end)| *start < to && *end > from) {
         if met(asked) { &mut cut_off } else { &mut while_it_flowed }.push(*asked);
     }
+    let all = [&while_it_flowed[..], &cut_off].concat();
     let times = |asked: &[Asked]| Times::new(asked.iter().map(|(start, end)| *end - *start));
     let (calm, flowing, cut_off) = (times(calm), times(&while_it_flowed), times(&cut_off));
     let out: Duration = seen.outages.iter().map(|(since, until)| *until - *since).sum();
@@ -161,6 +162,7 @@ fn rows(
         row("GETs while it flows, p50", "ms").value(flowing.at(0.5)),
         row("GETs while it flows, p99", "ms").value(flowing.at(0.99)).at_most(50.0),
         row("GETs while it flows, longest", "ms").value(flowing.at(1.0)),
+        row("those and the ones that met a cut, p99", "ms").value(times(&all).at(0.99)),
         row("GETs before it, p50", "ms").value(calm.at(0.5)),
         row("GETs before it, p99", "ms").value(calm.at(0.99)),
         row("cuts", "").value(seen.outages.len() as f64),
