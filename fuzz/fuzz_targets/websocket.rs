@@ -73,6 +73,9 @@ thread_local! {
     static MASK: Cell<u32> = const { Cell::new(1) };
 }
 
+/// Around what may stand in a Close, and what may not.
+const CODES: [u16; 16] =
+    [0, 999, 1000, 1003, 1004, 1005, 1006, 1007, 1014, 1015, 1016, 2999, 3000, 4999, 5000, u16::MAX];
 /// How much is on its way to a machine at most, give or take a frame.
 const MOST: usize = 400_000;
 
@@ -418,7 +421,7 @@ impl Run {
             // More would only take time.
             return None;
         }
-        match script.byte()? % 13 {
+        match script.byte()? % 14 {
             // Bytes as they are.
             0 => {
                 let count = script.short()? % 4096;
@@ -464,7 +467,12 @@ impl Run {
                     self.frame(first, &payload);
                 }
             }
-            _ => self.eof = true,
+            12 => self.eof = true,
+            // A Close, with a code at one of the edges of what is allowed.
+            _ => {
+                let code: u16 = CODES[usize::from(script.byte()?) % CODES.len()];
+                self.frame(0x88, &code.to_be_bytes());
+            }
         }
         self.turn();
         Some(())
