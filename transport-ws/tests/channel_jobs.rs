@@ -22,7 +22,7 @@ use relay_core::{
     auth::Secret,
     envelope::Envelope,
     error::ErrorKind,
-    ids::{AppName, DeviceId, Method, ObjectId, RequestId, SessionId},
+    ids::{AppName, DeviceId, Method, ObjectId, RequestId},
     relay::{Job, JobCall},
     request::{Call, Request, Status},
     store::App,

@@ -26,18 +26,17 @@ enum Relay {
     Channel(RelayChannel),
 }
 
-impl Relay {
-    /// The device broke a rule; until then it said nothing.
-    async fn is_told_of_misbehaviour(self, what: &str) {
-        match self {
-            Self::Control(owner) => {
-                assert_eq!(owner.ended().await, EndReason::Misbehaved, "{what}");
-                assert_eq!(owner.unread(), 0, "{what}");
-            }
-            Self::Channel(mut channel) => {
-                let heard = relay_hears(&mut channel).await.expect_err(what);
-                assert_eq!(heard.kind, ErrorKind::PeerMisbehaved, "{what}");
-            }
+/// The device broke a rule, and said nothing that counts until then.
+#[expect(clippy::future_not_send, reason = "an owner is driven on one thread")]
+async fn misbehaved(relay: Relay, what: &str) {
+    match relay {
+        Relay::Control(owner) => {
+            assert_eq!(owner.ended().await, EndReason::Misbehaved, "{what}");
+            assert_eq!(owner.unread(), 0, "{what}");
+        }
+        Relay::Channel(mut channel) => {
+            let heard = relay_hears(&mut channel).await.expect_err(what);
+            assert_eq!(heard.kind, ErrorKind::PeerMisbehaved, "{what}");
         }
     }
 }
@@ -98,7 +97,7 @@ async fn t22_what_is_no_utf8_of_xml_characters_is_1007_wherever_it_is_cut() {
                 let (mut raw, relay) = open(&mut rig, channel).await;
                 raw.send(&sent).await;
                 assert_eq!(raw.closed_with().await, Some(1007), "{what}");
-                relay.is_told_of_misbehaviour(what).await;
+                misbehaved(relay, what).await;
             }
         }
     }
@@ -112,7 +111,7 @@ async fn t29_a_close_that_the_rfc_forbids_is_1002_and_one_that_it_allows_comes_b
             let (mut raw, relay) = open(&mut rig, channel).await;
             raw.send(&masked(CLOSE, true, &code.to_be_bytes())).await;
             assert_eq!(raw.closed_with().await, Some(1002), "{code}");
-            relay.is_told_of_misbehaviour(&code.to_string()).await;
+            misbehaved(relay, &code.to_string()).await;
         }
         for code in [1000_u16, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 4999] {
             let (mut raw, _relay) = open(&mut rig, channel).await;
@@ -122,7 +121,7 @@ async fn t29_a_close_that_the_rfc_forbids_is_1002_and_one_that_it_allows_comes_b
         let (mut raw, relay) = open(&mut rig, channel).await;
         raw.send(&masked(CLOSE, true, &[&1000_u16.to_be_bytes()[..], b"\xff"].concat())).await;
         assert_eq!(raw.closed_with().await, Some(1007), "words that are no UTF-8");
-        relay.is_told_of_misbehaviour("words that are no UTF-8").await;
+        misbehaved(relay, "words that are no UTF-8").await;
     }
 }
 
@@ -167,7 +166,7 @@ async fn t31_compression_is_never_agreed_on_and_what_comes_compressed_is_refused
             raw.send(&bomb[..8]).await;
             let closed = timeout(Duration::from_secs(5), raw.closed_with()).await.expect("at once");
             assert_eq!(closed, Some(1002), "{offer}");
-            relay.is_told_of_misbehaviour(offer).await;
+            misbehaved(relay, offer).await;
         }
     }
 }
