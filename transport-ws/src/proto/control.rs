@@ -39,7 +39,7 @@ const OFFER_AGAIN: (Duration, Duration) = (Duration::from_millis(2), Duration::f
 const SUSPECT: Duration = Duration::from_secs(5);
 /// How long the verdict on an answer waits for something to go with. A peer waits for none of them, and a write costs as much
 /// as all else that is done for an answer.
-const VERDICT_WITHIN: Duration = Duration::from_millis(500);
+const VERDICT_WITHIN: Duration = Duration::from_secs(1);
 /// Of each answer that is due: one that it is received, one that is final.
 const ANSWERS: u32 = 2;
 

@@ -252,23 +252,25 @@ mod tests {
     }
 
     fn texts(received: &[Received]) -> Vec<&str> {
-        let text = |received| match received {
-            &Received::Text(ref text) => std::str::from_utf8(text).ok(),
-            _ => None,
-        };
-        received.iter().filter_map(text).collect()
+        let mut texts = Vec::new();
+        for received in received {
+            if let Received::Text(text) = received {
+                texts.push(std::str::from_utf8(text).unwrap());
+            }
+        }
+        texts
     }
 
     #[test]
     fn what_is_patient_goes_with_the_next_frame_in_one_write_and_in_order() {
-        let ways: [(fn(&mut Outgoing), &[&str]); 5] = [
-            (|outgoing| outgoing.text("c"), &["a", "b", "c"]),
-            (|outgoing| outgoing.ping(b"1"), &["a", "b"]),
-            (|outgoing| outgoing.pong(b"1"), &["a", "b"]),
-            (|outgoing| outgoing.close(Some(1000), ""), &["a", "b"]),
-            (Outgoing::hurry, &["a", "b"]),
+        let company: [fn(&mut Outgoing); 5] = [
+            |outgoing| outgoing.text("c"),
+            |outgoing| outgoing.ping(b"1"),
+            |outgoing| outgoing.pong(b"1"),
+            |outgoing| outgoing.close(Some(1000), ""),
+            Outgoing::hurry,
         ];
-        for (goes_with, expected) in ways {
+        for goes_with in company {
             let mut outgoing = Outgoing::new(None);
             outgoing.text_patiently("a");
             outgoing.text_patiently("b");
@@ -276,7 +278,8 @@ mod tests {
             goes_with(&mut outgoing);
             assert!(!outgoing.is_patient());
             assert_eq!(outgoing.chunk().len(), outgoing.len());
-            assert_eq!(texts(&read(&mut outgoing, 1000)), expected);
+            let received = read(&mut outgoing, 1000);
+            assert_eq!(texts(&received)[..2], ["a", "b"], "{received:?}");
         }
     }
 

@@ -480,23 +480,23 @@ fn names(rig: &Rig) -> Vec<String> {
 }
 
 #[test]
-fn a_verdict_waits_half_a_second_for_something_to_go_with() {
+fn a_verdict_waits_a_second_for_something_to_go_with() {
     let mut rig = Rig::relay();
     rig.machine.push(&verdict(0), rig.now);
-    rig.pass(Duration::from_millis(499));
+    rig.pass(Duration::from_millis(999));
     assert_eq!(names(&rig), [""; 0]);
     rig.machine.push(&verdict(1), rig.now);
     rig.pass(Duration::from_millis(1));
     assert_eq!(names(&rig), ["ack", "ack"]);
-    // Each one has its own half second, whenever the last one went.
-    rig.pass(secs(1));
+    // Each one has its own second, whenever the last one went.
+    rig.pass(secs(2));
     rig.machine.push(&verdict(2), rig.now);
-    rig.pass(Duration::from_millis(400));
+    rig.pass(Duration::from_millis(900));
     rig.machine.push(&request(3, 10, rig.now + secs(60)), rig.now);
     rig.settle();
     assert_eq!(names(&rig)[2..], ["ack", "request"]);
     rig.machine.push(&verdict(3), rig.now);
-    rig.pass(Duration::from_millis(499));
+    rig.pass(Duration::from_millis(999));
     assert_eq!(names(&rig).len(), 4);
     rig.pass(Duration::from_millis(1));
     assert_eq!(names(&rig).len(), 5);
