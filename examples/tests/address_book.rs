@@ -129,7 +129,7 @@ impl Sharing {
         self.heard.lock().unwrap().clone()
     }
 
-    async fn hears(&self, wanted: impl Fn(&BookEvent) -> bool) {
+    async fn hears(&self, wanted: impl Fn(&BookEvent) -> bool + Send + Sync) {
         until(|| self.heard().iter().any(&wanted)).await;
     }
 
