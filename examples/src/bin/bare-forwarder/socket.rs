@@ -13,7 +13,6 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-use bytes::Bytes;
 use futures_util::{Sink, Stream};
 use tokio::{net::TcpStream, task::spawn_local};
 use tokio_tungstenite::{
@@ -90,7 +89,7 @@ pub(crate) async fn serve(forwarder: Rc<Forwarder>, stream: TcpStream) {
 async fn read(forwarder: Rc<Forwarder>, device: Box<str>, socket: Rc<Socket>) {
     while let Some(Ok(message)) = poll_fn(|cx| socket.poll_next(cx)).await {
         if message.is_text() {
-            forwarder.answer_of(&Bytes::from(message.into_data()));
+            forwarder.answer_of(&message.into_data());
         }
     }
     let mut devices = forwarder.sockets.devices.borrow_mut();
