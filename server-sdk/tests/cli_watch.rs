@@ -14,7 +14,8 @@ use std::{
 };
 
 use cli_support::{Process, program, text};
-use http_support::{PATIENCE, Rig};
+use http_support::{PATIENCE, Rig, device_id, eventually};
+use relay_core::relay::State;
 use serde_json::Value;
 
 /// `relay watch` in a process of its own.
@@ -92,6 +93,9 @@ async fn p4_what_happens_is_a_line_each_for_people_and_for_programs() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     rig.connect("d", &token).await.close().await;
+    let offline =
+        || rig.relay.presence(&device_id("d")).is_some_and(|presence| presence.state == State::Offline);
+    eventually(offline).await;
     rig.get("/v1/devices/d/objects/x", &rig.admin).await.expect(503, "device-offline");
     let expected =
         ["  d  online, session 1", "  d  offline, session 1", "  d  GET failed: device-offline (offline)"];
