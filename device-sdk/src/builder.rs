@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use relay_core::{auth::Secret, ids::DeviceId, transport::Connector};
+use relay_core::{auth::Secret, ids::DeviceId, tls::Trust, transport::Connector};
 use tokio::sync::{Mutex, broadcast, mpsc, watch};
 
 use crate::{
@@ -61,6 +61,7 @@ pub struct Builder {
     domain: String,
     transport: Transport,
     proxy: Proxy,
+    trust: Trust,
     connector: Option<Arc<dyn Connector>>,
     relay_http: Option<Arc<dyn RelayHttp>>,
     /// What makes the ways to a relay, in the tests of being sent from one to another.
@@ -93,6 +94,7 @@ impl Builder {
             domain: "localhost".to_owned(),
             transport: Transport::default(),
             proxy: Proxy::default(),
+            trust: Trust::default(),
             connector: None,
             relay_http: None,
             #[cfg(test)]
@@ -231,6 +233,14 @@ impl Builder {
         self
     }
 
+    /// Whom to believe that it is the relay, or a server that documents are pulled from: authorities of certificates.
+    /// Default: those of the system. A relay with a certificate of one's own making needs
+    /// `Trust::System.and(certificate)`, and a device that shall speak to none but its vendor's `Trust::nobody().and(…)`.
+    pub fn trust(mut self, trust: Trust) -> Self {
+        self.trust = trust;
+        self
+    }
+
     /// No proxy, whatever the environment says.
     pub fn no_proxy(mut self) -> Self {
         self.proxy = Proxy::Direct;
@@ -276,6 +286,7 @@ impl Builder {
             transport: self.transport,
             allow_plaintext: self.allow_plaintext,
             proxy: self.proxy.clone(),
+            trust: self.trust.clone(),
             #[cfg(feature = "bosh")]
             domain: self.domain,
             keepalive: self.keepalive,
@@ -291,7 +302,7 @@ impl Builder {
             (None, None) => (open.at(&url)?, Some(open)),
             (Some(connector), Some(http)) => (Ways::new(connector, http), None),
             (Some(connector), None) => {
-                (Ways::new(connector, Arc::new(HttpRelay::new(url.clone(), &self.proxy)?)), None)
+                (Ways::new(connector, Arc::new(HttpRelay::new(url.clone(), &self.proxy, &self.trust)?)), None)
             }
             (None, Some(http)) => (Ways { http, ..open.at(&url)? }, None),
         };
@@ -350,6 +361,7 @@ impl Builder {
                 reach: watched,
                 allow_plaintext: self.allow_plaintext,
                 proxy: self.proxy.clone(),
+                trust: self.trust.clone(),
             },
         });
         let shell = Shell::new(Parts {

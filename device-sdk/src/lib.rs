@@ -97,6 +97,7 @@ pub use relay_core::{
     app::{Progress, print::PrintTicket},
     ids::{AccountId, AppName, DeviceId, Method, ObjectId, RequestId, SiteId},
     request::{Body, Request, Response},
+    tls::Trust,
 };
 
 pub use crate::{

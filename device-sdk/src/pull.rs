@@ -8,7 +8,7 @@ use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt as _};
-use relay_core::auth::Secret;
+use relay_core::{auth::Secret, tls::Trust};
 use reqwest::{Body, Client, Method, RequestBuilder, Response, StatusCode, Url, header};
 use tokio::{sync::watch, time::timeout};
 
@@ -68,6 +68,7 @@ pub(crate) struct Puller {
     pub(crate) reach: watch::Receiver<Reach>,
     pub(crate) allow_plaintext: bool,
     pub(crate) proxy: Proxy,
+    pub(crate) trust: Trust,
 }
 
 /// Something to be fetched. Made by [`Device::pull`](crate::Device::pull).
@@ -357,8 +358,8 @@ impl Puller {
     }
 
     fn request(&self, method: Method, url: &Url) -> Result<RequestBuilder, PullError> {
-        let client: Client =
-            client_for(url, &self.proxy).map_err(|error| PullError::Unreachable(Some(error.into())))?;
+        let client: Client = client_for(url, &self.proxy, &self.trust)
+            .map_err(|error| PullError::Unreachable(Some(error.into())))?;
         let request = client.request(method, url.clone()).timeout(WITHIN);
         Ok(match self.token_for(url) {
             Some(token) => request.header(header::AUTHORIZATION, bearer(&token)),

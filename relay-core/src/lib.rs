@@ -35,6 +35,8 @@ pub mod request;
 pub mod request_ids;
 pub mod retry_after;
 pub mod store;
+#[cfg(feature = "tls")]
+pub mod tls;
 pub mod transport;
 pub mod xml;
 

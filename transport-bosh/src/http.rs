@@ -3,22 +3,19 @@
 use std::{
     fmt,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+pub use relay_core::tls::Trust;
 use relay_core::{
     error::{ErrorKind, TransportError},
     retry_after,
 };
 use reqwest::{Client, Url, header, redirect};
-use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::{CryptoProvider, ring},
-    pki_types::CertificateDer,
-};
+use rustls::ClientConfig;
 
 use crate::{
     NAME,
@@ -55,19 +52,6 @@ impl HttpSettings {
             max_reply: 512 * 1024,
         }
     }
-}
-
-/// Which certificate authorities are trusted.
-#[derive(Debug, Clone, Default)]
-#[non_exhaustive]
-pub enum Trust {
-    /// Those of the system.
-    #[default]
-    System,
-    /// Those of the system and these.
-    SystemAnd(Vec<CertificateDer<'static>>),
-    /// These alone.
-    Only(Vec<CertificateDer<'static>>),
 }
 
 /// Which proxy is taken.
@@ -133,7 +117,11 @@ impl ReqwestExchange {
                 "the connection manager's address needs a host and takes no credentials",
             ));
         }
-        let tls = tls(&settings.trust, url.scheme() == "https")?;
+        // A machine without any certificates can still talk to its own loopback.
+        let trust = if url.scheme() == "https" { &settings.trust } else { &Trust::nobody() };
+        let tls = trust.client_config().map_err(|error| {
+            TransportError::new(NAME, ErrorKind::Internal, "TLS cannot be set up").with_source(error)
+        })?;
         let client = client(&settings, &tls)?;
         Ok(Self { settings, url, tls, client: Mutex::new(client) })
     }
@@ -269,30 +257,4 @@ fn is_this_machine(url: &Url) -> bool {
     let literal = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost")
         || literal.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-/// TLS 1.2 and 1.3 on ring, chosen here so that no process-wide default is needed.
-fn tls(trust: &Trust, needed: bool) -> Result<ClientConfig, TransportError> {
-    let internal = |error: rustls::Error| {
-        TransportError::new(NAME, ErrorKind::Internal, "TLS cannot be set up").with_source(error)
-    };
-    let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(internal)?;
-    let extra = match trust {
-        Trust::System => &[][..],
-        Trust::SystemAnd(roots) | Trust::Only(roots) => roots,
-    };
-    let only_these = !needed || matches!(trust, Trust::Only(_));
-    if only_these {
-        let mut store = RootCertStore::empty();
-        for root in extra {
-            store.add(root.clone()).map_err(internal)?;
-        }
-        return Ok(builder.with_root_certificates(store).with_no_client_auth());
-    }
-    let verifier = rustls_platform_verifier::Verifier::new_with_extra_roots(extra.iter().cloned(), provider)
-        .map_err(internal)?;
-    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
 }

@@ -12,11 +12,10 @@ mod answer;
 mod channel;
 mod connector;
 mod dial;
-mod tls;
 
 pub use self::{
     answer::{NoWebSocket, RelayProblem, relay_said},
     connector::{WsConnector, WsSettings},
     dial::{Dial, Direct, Target},
-    tls::Trust,
 };
+pub use relay_core::tls::Trust;

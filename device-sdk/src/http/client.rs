@@ -7,7 +7,7 @@ pub(crate) use self::job_data::ContentRange;
 
 use std::{
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -18,6 +18,7 @@ use relay_core::{
     ids::{AccountId, BookId, DeviceId, RequestId, SessionId},
     request::Response,
     retry_after,
+    tls::Trust,
 };
 use reqwest::{Client, Method, RequestBuilder, StatusCode, Url, header, redirect};
 use rustls::ClientConfig;
@@ -99,8 +100,8 @@ pub(crate) fn is_loopback(host: &str) -> bool {
 }
 
 /// What reaches `url`.
-pub(crate) fn client_for(url: &Url, proxy: &Proxy) -> Result<Client, StartError> {
-    client(&tls(url)?, proxy).map_err(|error| StartError::Tls(error.into()))
+pub(crate) fn client_for(url: &Url, proxy: &Proxy, trust: &Trust) -> Result<Client, StartError> {
+    client(&tls(url, trust)?, proxy).map_err(|error| StartError::Tls(error.into()))
 }
 
 /// The device's credential, as a header has it.
@@ -111,22 +112,10 @@ pub(crate) fn bearer(token: &Secret) -> header::HeaderValue {
     value
 }
 
-/// rustls on ring, with the system's trust.
-fn tls(url: &Url) -> Result<ClientConfig, StartError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| StartError::Tls(error.into()))?;
-    let mut tls = if url.scheme() == "https" {
-        let verifier = rustls_platform_verifier::Verifier::new(provider)
-            .map_err(|error| StartError::Tls(error.into()))?;
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth()
-    } else {
-        // A machine without any roots can still talk to its own loopback.
-        builder.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth()
-    };
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(tls)
+fn tls(url: &Url, trust: &Trust) -> Result<ClientConfig, StartError> {
+    // A machine without any certificates can still talk to its own loopback.
+    let trust = if url.scheme() == "https" { trust } else { &Trust::nobody() };
+    trust.client_config().map_err(|error| StartError::Tls(error.into()))
 }
 
 /// A client without connections, yet; no redirects.
@@ -174,8 +163,8 @@ struct Problem {
 }
 
 impl HttpRelay {
-    pub(crate) fn new(url: RelayUrl, proxy: &Proxy) -> Result<Self, StartError> {
-        let tls = tls(url.as_url())?;
+    pub(crate) fn new(url: RelayUrl, proxy: &Proxy, trust: &Trust) -> Result<Self, StartError> {
+        let tls = tls(url.as_url(), trust)?;
         let client = Mutex::new(client(&tls, proxy).map_err(|error| StartError::Tls(error.into()))?);
         Ok(Self { tls, proxy: proxy.clone(), client, url })
     }

@@ -79,7 +79,7 @@ pub(super) async fn peer(answer: &'static str) -> (HttpRelay, mpsc::Receiver<Str
         }
     });
     let url = RelayUrl::parse(&url, false).unwrap();
-    (HttpRelay::new(url, &Proxy::Direct).unwrap(), requests)
+    (HttpRelay::new(url, &Proxy::Direct, &Trust::default()).unwrap(), requests)
 }
 
 fn device() -> DeviceId {
@@ -216,7 +216,7 @@ async fn nobody_there_is_unreachable() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = RelayUrl::parse(&format!("http://{}", listener.local_addr().unwrap()), false).unwrap();
     drop(listener);
-    let relay = HttpRelay::new(url, &Proxy::Direct).unwrap();
+    let relay = HttpRelay::new(url, &Proxy::Direct, &Trust::default()).unwrap();
     let error = respond(&relay).await.unwrap_err();
     assert_eq!(error.kind, HttpErrorKind::Unreachable);
     assert!(!format!("{error:?}").contains("secret-token"), "T44");
@@ -226,7 +226,7 @@ async fn nobody_there_is_unreachable() {
 fn tls_can_be_set_up_on_ring_alone() {
     let url = RelayUrl::parse("https://relay.example", false).unwrap();
     // A machine without any root certificates says so; anything else has a client.
-    if let Err(error) = HttpRelay::new(url, &Proxy::Direct) {
+    if let Err(error) = HttpRelay::new(url, &Proxy::Direct, &Trust::default()) {
         assert!(matches!(error, StartError::Tls(_)), "{error:?}");
     }
 }
@@ -235,7 +235,7 @@ fn tls_can_be_set_up_on_ring_alone() {
 async fn s3_a_survival_notification_goes_over_a_connection_of_its_own() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = RelayUrl::parse(&format!("http://{}", listener.local_addr().unwrap()), false).unwrap();
-    let relay = HttpRelay::new(url, &Proxy::Direct).unwrap();
+    let relay = HttpRelay::new(url, &Proxy::Direct, &Trust::default()).unwrap();
     let answer = "HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n{\"session\":\"known\"}";
     let server = tokio::spawn(async move {
         // Each connection is kept open, and answers once: a second call on it would hang.

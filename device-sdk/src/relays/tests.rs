@@ -30,7 +30,11 @@ fn relays(home: &str, allowed: &[&str], allow_plaintext: bool) -> Result<Relays,
     let open = Open::new(|url| {
         Ok(Ways::new(
             Arc::new(Unplugged),
-            Arc::new(HttpRelay::new(url.clone(), &crate::transport::Proxy::Direct)?),
+            Arc::new(HttpRelay::new(
+                url.clone(),
+                &crate::transport::Proxy::Direct,
+                &relay_core::tls::Trust::default(),
+            )?),
         ))
     });
     Relays::new(RelayUrl::parse(home, allow_plaintext)?, &allowed, allow_plaintext, Some(open))

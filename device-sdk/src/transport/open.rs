@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use relay_core::transport::Connector;
+use relay_core::{tls::Trust, transport::Connector};
 use tokio::sync::broadcast::WeakSender;
 
 #[cfg(any(feature = "ws", feature = "bosh"))]
@@ -30,6 +30,7 @@ pub(crate) struct Opening {
     pub(crate) transport: Transport,
     pub(crate) allow_plaintext: bool,
     pub(crate) proxy: Proxy,
+    pub(crate) trust: Trust,
     #[cfg(feature = "bosh")]
     pub(crate) domain: String,
     pub(crate) keepalive: Duration,
@@ -47,7 +48,7 @@ impl Opening {
     /// The ways to the relay at `url`.
     pub(crate) fn ways(&self, url: &RelayUrl) -> Result<Ways, StartError> {
         let (connector, better) = self.connectors(url)?;
-        Ok(Ways { connector, better, http: Arc::new(HttpRelay::new(url.clone(), &self.proxy)?) })
+        Ok(Ways { connector, better, http: Arc::new(HttpRelay::new(url.clone(), &self.proxy, &self.trust)?) })
     }
 
     fn connectors(&self, url: &RelayUrl) -> Result<Connectors, StartError> {
@@ -88,6 +89,7 @@ impl Opening {
         let mut settings = transport_ws::WsSettings::new(url.join("ws"));
         settings.allow_plaintext = self.allow_plaintext;
         settings.dial = Arc::new(ThroughProxy::new(&self.proxy));
+        settings.trust = self.trust.clone();
         let first = settings.control.keepalive.unwrap_or(self.keepalive);
         let connector = transport_ws::WsConnector::with_settings(settings)
             .map_err(|error| StartError::Tls(error.into()))?;
@@ -103,6 +105,7 @@ impl Opening {
         let mut settings = transport_bosh::http::HttpSettings::new(url.join("http-bind"));
         settings.allow_plaintext = self.allow_plaintext;
         settings.proxy = self.proxy.of_bosh();
+        settings.trust = self.trust.clone();
         let connector = transport_bosh::client::BoshConnector::with_http(settings)
             .map_err(|error| StartError::Tls(error.into()))?;
         // A survival notification repeats the held request, which the relay then holds anew, and it ends a session over

@@ -51,9 +51,19 @@ impl Host {
 
     /// Makes `device` known and enrols it; its token.
     pub(crate) async fn enrol(&self, device: &str) -> String {
-        let pin = self.administer(&format!("POST /v1/devices/{device}/pin"), "{}", "pin").await;
+        let pin = self.pin(device).await;
+        self.enrol_with(device, &pin).await
+    }
+
+    /// Enrols `device`; its token.
+    pub(crate) async fn enrol_with(&self, device: &str, pin: &str) -> String {
         let body = json!({"device_id": device, "pin": pin}).to_string();
         self.post("POST /v1/enroll", &[], &body, "token").await
+    }
+
+    /// Makes `device` known; the PIN that it enrols with.
+    pub(crate) async fn pin(&self, device: &str) -> String {
+        self.administer(&format!("POST /v1/devices/{device}/pin"), "{}", "pin").await
     }
 
     async fn administer(&self, line: &str, body: &str, word: &str) -> String {

@@ -2,21 +2,15 @@
 
 use std::{
     net::IpAddr,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use bytes::{Bytes, BytesMut};
-use relay_core::{auth::Secret, ids::RequestId, outcome::Outcome, retry_after};
+use relay_core::{auth::Secret, ids::RequestId, outcome::Outcome, retry_after, tls::Trust};
 use reqwest::{
     Client, Method, RequestBuilder, Response, Url,
     header::{AUTHORIZATION, CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderValue, RETRY_AFTER},
     redirect, retry,
-};
-use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::{CryptoProvider, ring},
-    pki_types::CertificateDer,
 };
 use serde::de::DeserializeOwned;
 
@@ -58,14 +52,14 @@ pub(super) struct Settings {
     pub(super) url: String,
     pub(super) key: Secret,
     pub(super) allow_plaintext: bool,
-    pub(super) roots: Vec<CertificateDer<'static>>,
+    pub(super) trust: Trust,
     pub(super) connect_timeout: Duration,
     pub(super) max_answer: usize,
 }
 
 impl Http {
     pub(super) fn new(settings: Settings) -> Result<Self, Error> {
-        let Settings { url, key, allow_plaintext, roots, connect_timeout, max_answer } = settings;
+        let Settings { url, key, allow_plaintext, trust, connect_timeout, max_answer } = settings;
         let invalid = |words: String| Error::new(ErrorKind::Invalid, words);
         let mut base = Url::parse(&url)
             .map_err(|error| invalid(format!("the relay's address {url:?} is no URL: {error}")))?;
@@ -95,8 +89,13 @@ impl Http {
         let no_client = |error: reqwest::Error| {
             Error::new(ErrorKind::Invalid, "no HTTP client can be made").with_source(error)
         };
+        // A machine without any certificates can still talk to its own loopback.
+        let trust = if base.scheme() == "https" { trust } else { Trust::nobody() };
+        let tls = trust
+            .client_config()
+            .map_err(|error| Error::new(ErrorKind::Invalid, "TLS cannot be set up").with_source(error))?;
         let mut builder = Client::builder()
-            .tls_backend_preconfigured(tls(roots, base.scheme() == "https")?)
+            .tls_backend_preconfigured(tls)
             // T15: a token never follows a redirect.
             .redirect(redirect::Policy::none())
             // Whether asking again is safe is the caller's to judge.
@@ -439,19 +438,4 @@ fn is_this_machine(url: &Url) -> bool {
     let literal = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost")
         || literal.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
-}
-
-/// TLS 1.2 and 1.3 on ring, chosen here so that no process-wide default is needed.
-fn tls(roots: Vec<CertificateDer<'static>>, needed: bool) -> Result<ClientConfig, Error> {
-    let unusable = |error| Error::new(ErrorKind::Invalid, "TLS cannot be set up").with_source(error);
-    let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(unusable)?;
-    if !needed {
-        return Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth());
-    }
-    let verifier =
-        rustls_platform_verifier::Verifier::new_with_extra_roots(roots, provider).map_err(unusable)?;
-    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
 }

@@ -17,9 +17,9 @@ use relay_core::{
     auth::Secret,
     ids::{AccountId, BookId, DeviceId, ObjectId, RequestId},
     request::Call,
+    tls::Trust,
 };
 use reqwest::{Method, header::CONTENT_TYPE};
-use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 
 use self::http::{Http, Settings};
@@ -65,7 +65,7 @@ impl Client {
                 url: url.to_owned(),
                 key: Secret::new(key),
                 allow_plaintext: false,
-                roots: Vec::new(),
+                trust: Trust::System,
                 connect_timeout: Duration::from_secs(10),
                 max_answer: 8 * 1024 * 1024,
             },
@@ -283,7 +283,7 @@ impl ClientBuilder {
 
     /// Trusts this certificate authority, too, given in DER: for a relay with a certificate of one's own making.
     pub fn trust(mut self, authority: impl Into<Vec<u8>>) -> Self {
-        self.settings.roots.push(CertificateDer::from(authority.into()));
+        self.settings.trust = std::mem::take(&mut self.settings.trust).and(authority);
         self
     }
 

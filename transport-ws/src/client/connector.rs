@@ -15,6 +15,7 @@ use relay_core::{
     error::{ErrorKind, TransportError},
     ids::SessionId,
     random,
+    tls::Trust,
     transport::{
         ChannelOptions, CloseReason, ConnectOptions, Connector, DeviceChannel, Session, Started,
         TransportInfo,
@@ -27,7 +28,6 @@ use tokio_rustls::TlsConnector;
 use super::{
     answer::{self, Answer, NoWebSocket},
     dial::{Dial, Direct, Target},
-    tls::{self, Trust},
 };
 use crate::{
     NAME,
@@ -148,7 +148,12 @@ impl WsConnector {
                 "a WebSocket in clear to another machine is refused: use wss, or allow plaintext expressly",
             ));
         }
-        let tls = if secure { Some(TlsConnector::from(tls::config(&settings.trust)?)) } else { None };
+        let internal = |error: rustls::Error| {
+            TransportError::new(NAME, ErrorKind::Internal, "TLS cannot be set up").with_source(error)
+        };
+        let connector = |config| TlsConnector::from(Arc::new(config));
+        let tls =
+            secure.then(|| settings.trust.client_config().map(connector).map_err(internal)).transpose()?;
         let default_port = if secure { 443 } else { 80 };
         let target = Target::new(name, authority.port_u16().unwrap_or(default_port), secure);
         let host = host_field(&target);

@@ -22,8 +22,12 @@ async fn ask(answer: &str) -> (Result<Option<JobPart>, HttpError>, String) {
         stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).await.unwrap();
         String::from_utf8_lossy(&request[..read]).into_owned()
     });
-    let relay =
-        HttpRelay::new(RelayUrl::parse(&url, false).unwrap(), &crate::transport::Proxy::Direct).unwrap();
+    let relay = HttpRelay::new(
+        RelayUrl::parse(&url, false).unwrap(),
+        &crate::transport::Proxy::Direct,
+        &relay_core::tls::Trust::default(),
+    )
+    .unwrap();
     let part = relay.job_data(&Secret::new("secret-token"), &RequestId::new("r1").unwrap(), 4).await;
     (part, peer.await.unwrap())
 }
