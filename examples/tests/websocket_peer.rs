@@ -16,7 +16,7 @@ use std::{
 use programs::{BOUND, Program, Relay};
 use relay_core::{Body, app::JobState, relay::State};
 use serde_json::Value;
-use server_sdk::{JobStream, PrintJob};
+use server_sdk::{Client, JobStream, PrintJob};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -186,12 +186,6 @@ impl Site {
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
     }
 
-    async fn print(&self, document: &[u8]) -> JobStream {
-        let job = PrintJob::new().user("Ann").job_name("<Minutes> & more").content_type("application/pdf");
-        let printing = self.relay.client.print(DEVICE, job.attribute("copies", "2")).unwrap();
-        printing.bytes(document.to_vec()).await.unwrap()
-    }
-
     fn printed(&self, job: &JobStream) -> Vec<u8> {
         std::fs::read(self.folder.path().join("out").join(format!("{}.done", job.id()))).unwrap()
     }
@@ -208,6 +202,12 @@ impl Site {
         }
         self.relay.stop().await;
     }
+}
+
+async fn print(client: &Client, document: &[u8]) -> JobStream {
+    let job = PrintJob::new().user("Ann").job_name("<Minutes> & more").content_type("application/pdf");
+    let printing = client.print(DEVICE, job.attribute("copies", "2")).unwrap();
+    printing.bytes(document.to_vec()).await.unwrap()
 }
 
 async fn start(folder: &Path) -> Relay {
@@ -292,7 +292,7 @@ async fn a4_b4_5_mib_are_printed_within_the_credit_and_a_device_that_gives_none_
     let hold_at = MIB as u64;
     let mut site = Site::new(&["--hold-at", &hold_at.to_string()]).await;
     let document = document(5 * MIB);
-    let mut job = site.print(&document).await;
+    let mut job = print(&site.relay.client, &document).await;
     let opened = site.heard("channel-opened");
     assert_eq!(opened["from"], 0);
     let header = site.heard("header");
@@ -337,7 +337,7 @@ async fn f32_a_channel_that_is_cut_in_the_middle_is_gone_on_with_and_no_byte_goe
     let mut site = Site::new(&[]).await;
     let document = document(5 * MIB);
     site.link.cut_channel_after(2 * MIB as u64);
-    let mut job = site.print(&document).await;
+    let mut job = print(&site.relay.client, &document).await;
     assert_eq!(site.heard("channel-opened")["from"], 0);
     let cut = site.heard("channel-closed");
     assert_eq!(cut["code"], Value::Null, "{cut}");
@@ -371,7 +371,7 @@ async fn p2_a_session_that_is_cut_is_gone_on_with_and_calls_meanwhile_are_answer
 #[tokio::test(flavor = "multi_thread")]
 async fn t17_a_revoked_credential_ends_its_session_and_its_channel_with_4003() {
     let mut site = Site::new(&["--hold-at", &MIB.to_string()]).await;
-    let _job = site.print(&document(5 * MIB)).await;
+    let _job = print(&site.relay.client, &document(5 * MIB)).await;
     site.heard("held");
     // Another machine enrols as this device: from now on the credential is its own.
     let pin = site.relay.pin(DEVICE, &[]).await;
