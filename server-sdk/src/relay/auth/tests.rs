@@ -80,7 +80,7 @@ async fn t10_unknown_devices_look_like_known_ones_with_a_wrong_pin() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn b11_the_eleventh_failure_of_a_source_in_a_minute_is_turned_away_before_any_work() {
     let (_, auth) = fresh().await;
     let issued = auth.issue_pin(&device("d"), &[]).await.unwrap();
