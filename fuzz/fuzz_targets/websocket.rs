@@ -496,7 +496,9 @@ impl Run {
                 return;
             }
             let rest = &self.coming[self.at..];
-            let chunk = &rest[..self.chunk.min(rest.len())];
+            // Few bytes at a time where there are few: a flood of single ones would only take time.
+            let some = self.chunk.max(self.coming.len() / 4_000).min(self.most);
+            let chunk = &rest[..some.min(rest.len())];
             self.at += chunk.len();
             self.came.extend_from_slice(chunk);
             self.machine.received(chunk, self.now);
