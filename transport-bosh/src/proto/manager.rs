@@ -37,6 +37,7 @@ pub use self::{
 use super::{
     keys::KeySequence,
     rid::{Replay, Rid},
+    room,
 };
 use crate::wire::{
     TerminalCondition,
@@ -333,11 +334,14 @@ impl<P> Manager<P> {
         self.outputs.pop_front()
     }
 
-    /// Gives back the room that a burst took: an idle session keeps none.
-    pub fn shrink(&mut self) {
-        if self.outputs.is_empty() {
-            self.outputs = VecDeque::new();
-        }
+    /// Takes the room of `spare` for what is to be done, unless it has some.
+    pub fn lend(&mut self, spare: &mut VecDeque<Output<P>>) {
+        room::lend(&mut self.outputs, spare);
+    }
+
+    /// Gives back the room that it took, for `spare` to keep: an idle session keeps none.
+    pub fn shrink(&mut self, spare: &mut VecDeque<Output<P>>) {
+        room::give_back(&mut self.outputs, spare);
         if self.early.is_empty() {
             self.early = Vec::new();
         }

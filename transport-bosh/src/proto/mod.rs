@@ -4,4 +4,5 @@ pub mod client;
 mod keys;
 pub mod manager;
 pub mod rid;
+pub(crate) mod room;
 pub mod stream;

@@ -23,6 +23,7 @@ use relay_core::{
 };
 
 use self::sasl::Step;
+use super::room;
 use crate::wire::{
     body::Piece,
     ns,
@@ -300,11 +301,14 @@ impl XmppStream {
         self.outputs.pop_front()
     }
 
-    /// Gives back the room that a burst took: an idle session keeps none.
-    pub fn shrink(&mut self) {
-        if self.outputs.is_empty() {
-            self.outputs = VecDeque::new();
-        }
+    /// Takes the room of `spare` for what is to be done, unless it has some.
+    pub fn lend(&mut self, spare: &mut VecDeque<StreamOutput>) {
+        room::lend(&mut self.outputs, spare);
+    }
+
+    /// Gives back the room that it took, for `spare` to keep: an idle session keeps none.
+    pub fn shrink(&mut self, spare: &mut VecDeque<StreamOutput>) {
+        room::give_back(&mut self.outputs, spare);
     }
 
     fn bind(&mut self, device: DeviceId, proof: Box<Proof>, iq: ElementRef<'_>) {

@@ -87,6 +87,7 @@ impl Session {
     pub(super) fn request(self: &Arc<Self>, request: Request<Payload>) -> ExchangeId {
         let now = now();
         let mut state = self.lock();
+        state.lend();
         let exchange = state.open_exchange();
         state.heard = now;
         state.machine.request(request, exchange, now);

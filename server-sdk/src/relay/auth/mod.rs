@@ -204,7 +204,7 @@ impl Auth {
         let (found, holder) = table.holders.get_key_value(&hash)?;
         // T12: the table is searched by a hash, which tells nothing of the token; what is left is compared in
         // constant time.
-        if !bool::from(found.ct_eq(&hash)) {
+        if !bool::from(words(found).ct_eq(&words(&hash))) {
             return None;
         }
         match holder {
@@ -450,6 +450,12 @@ impl Authenticator for Auth {
 /// SHA-256 of a token or key.
 pub(crate) fn sha256(secret: &Secret) -> [u8; 32] {
     Sha256::digest(secret.expose().as_bytes()).into()
+}
+
+/// `hash` by words, of which a comparison in constant time takes a quarter of the steps that one by bytes does.
+fn words(hash: &[u8; 32]) -> [u64; 4] {
+    let (words, _) = hash.as_chunks();
+    std::array::from_fn(|at| words.get(at).copied().map_or(0, u64::from_ne_bytes))
 }
 
 /// Runs `change` to its end even if the caller goes: what the store and the table hold must not part. `None` if the

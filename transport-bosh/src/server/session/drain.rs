@@ -16,7 +16,7 @@ use super::{
     Session,
     state::{Event, State, Stuck},
 };
-use crate::wire::TerminalCondition;
+use crate::{proto::room, wire::TerminalCondition};
 
 /// An owner that took nothing is asked again after this time, then after twice as long, up to the second.
 const OFFER_AGAIN: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
@@ -36,6 +36,7 @@ impl Session {
             return;
         }
         state.draining = true;
+        state.lend();
         loop {
             state.absorb(now);
             if let Some(stuck) = &state.stuck
@@ -85,16 +86,16 @@ impl Session {
     /// Does `events` in order; what is left if the owner took no more.
     fn perform(
         self: &Arc<Self>,
-        events: VecDeque<Event>,
+        mut events: VecDeque<Event>,
         inbound: Option<&dyn Inbound>,
         manager: Option<&Arc<Inner>>,
     ) -> VecDeque<Event> {
-        let mut events = events.into_iter();
-        while let Some(event) = events.next() {
+        while let Some(event) = events.pop_front() {
             match (event, inbound) {
                 (Event::Envelope(envelope), Some(inbound)) => {
                     if let Err(Full(envelope)) = inbound.envelope(envelope) {
-                        return std::iter::once(Event::Envelope(envelope)).chain(events).collect();
+                        events.push_front(Event::Envelope(envelope));
+                        return events;
                     }
                 }
                 (Event::Alive, Some(inbound)) => inbound.alive(),
@@ -130,12 +131,13 @@ impl Session {
                 (_, None) => {}
             }
         }
-        VecDeque::new()
+        events
     }
 
     /// Puts back what the owner did not take.
     fn offered(&self, state: &mut State, mut rest: VecDeque<Event>, now: Instant) {
         if rest.is_empty() {
+            room::lend(&mut state.events, &mut rest);
             state.stuck = None;
             state.machine.set_backpressure(false);
             return;

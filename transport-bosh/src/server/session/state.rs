@@ -1,6 +1,7 @@
 //! What is behind a session's lock.
 
 use std::{
+    cell::RefCell,
     collections::VecDeque,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -19,6 +20,7 @@ use super::super::pending::Place;
 use crate::{
     proto::{
         manager::{End, ExchangeId, Manager, Output},
+        room,
         stream::{Proof, StreamError, StreamOutput, XmppStream},
     },
     wire::{
@@ -29,6 +31,25 @@ use crate::{
 
 /// How long an end that is owed an answer can still learn what it was (XEP-0124 §14.3).
 const LAST_WORDS: Duration = Duration::from_secs(10);
+
+/// Room that no session is using.
+#[derive(Debug, Default)]
+struct Spare {
+    outputs: VecDeque<Output<Payload>>,
+    stream: VecDeque<StreamOutput>,
+    events: VecDeque<Event>,
+}
+
+thread_local! {
+    static SPARE: RefCell<Spare> = RefCell::default();
+}
+
+impl Spare {
+    /// Does nothing on a thread that ends: it has none any more.
+    fn with(work: impl FnOnce(&mut Self)) {
+        let _ = SPARE.try_with(|spare| work(&mut spare.borrow_mut()));
+    }
+}
 
 /// Something to be done outside the lock.
 #[derive(Debug)]
@@ -163,10 +184,22 @@ impl State {
         self.machine.end(condition, pieces);
     }
 
+    /// Takes the room for a round that the last one on this thread gave back.
+    pub(super) fn lend(&mut self) {
+        Spare::with(|spare| {
+            self.machine.lend(&mut spare.outputs);
+            self.stream.lend(&mut spare.stream);
+            room::lend(&mut self.events, &mut spare.events);
+        });
+    }
+
     /// Gives back the room that this round took.
     pub(super) fn shrink(&mut self) {
-        self.machine.shrink();
-        self.stream.shrink();
+        Spare::with(|spare| {
+            self.machine.shrink(&mut spare.outputs);
+            self.stream.shrink(&mut spare.stream);
+            room::give_back(&mut self.events, &mut spare.events);
+        });
         if self.open.len() <= 2 && self.open.capacity() > 2 {
             self.open.shrink_to(2);
         }
