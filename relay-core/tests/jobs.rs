@@ -9,7 +9,7 @@ use relay_core::{
     conformance::{Let, token},
     envelope::Envelope,
     error::ErrorKind,
-    ids::{AppName, DeviceId, RequestId, SessionId},
+    ids::{AppName, DeviceId, RequestId},
     memory::{self, MemoryConnector},
     outcome::{Outcome, RequestError},
     relay::{Job, JobCall},

@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn q4_each_is_remembered_for_its_time_and_no_longer() {
-        let (start, keep) = (Instant::now(), Duration::from_secs(10));
+        let (start, keep) = (tokio::time::Instant::now().into_std(), Duration::from_secs(10));
         let mut finished = Finished::new(keep, 1_000);
         let at = |tenths: usize| start + Duration::from_millis(tenths as u64 * 100);
         for number in 0..400 {
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn q4_of_very_many_the_latest_are_remembered() {
         let mut finished = Finished::new(Duration::from_secs(600), 100);
-        let now = Instant::now();
+        let now = tokio::time::Instant::now().into_std();
         for number in 0..1_000 {
             finished.remember(now, &id(number), DeviceKey(1), true);
             let latest = finished.verdict(now, Some(DeviceKey(1)), &id(number.saturating_sub(100)));
