@@ -1,5 +1,7 @@
 //! A device behind a real NAT: network namespaces, a masquerading router that lets nothing in.
 
+#[path = "support/credential.rs"]
+mod enrol;
 #[path = "support/http.rs"]
 mod http;
 #[path = "support/raw_device.rs"]
@@ -13,15 +15,6 @@ mod rig;
 mod wire;
 #[path = "../src/bin/fleet/xml.rs"]
 mod xml;
-
-/// What a device by hand shows to be let in.
-mod enrol {
-    #[derive(Debug, Clone)]
-    pub(crate) struct Credential {
-        pub(crate) id: String,
-        pub(crate) token: String,
-    }
-}
 
 use std::{
     io::{ErrorKind, Read, Write},

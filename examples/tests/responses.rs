@@ -1,6 +1,8 @@
 //! Responses that are not the one: another device's, a second one, a late one, one to nothing. What each is met with,
 //! and that the call goes on or ends as it should.
 
+#[path = "support/credential.rs"]
+mod enrol;
 #[path = "support/host.rs"]
 mod host;
 #[path = "support/http.rs"]
@@ -12,15 +14,6 @@ mod raw_device;
 mod wire;
 #[path = "../src/bin/fleet/xml.rs"]
 mod xml;
-
-/// What a device by hand shows to be let in.
-mod enrol {
-    #[derive(Debug, Clone)]
-    pub(crate) struct Credential {
-        pub(crate) id: String,
-        pub(crate) token: String,
-    }
-}
 
 use std::{net::SocketAddr, thread, time::Duration};
 

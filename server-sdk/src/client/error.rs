@@ -59,6 +59,20 @@ pub enum ErrorKind {
     Refused,
 }
 
+impl ErrorKind {
+    /// Whether it lies in the way to the relay, or in how busy that is, and not in what was asked.
+    pub(super) const fn may_pass(self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable
+                | Self::Interrupted
+                | Self::NotTheRelay
+                | Self::Unavailable
+                | Self::TooManyRequests
+        )
+    }
+}
+
 /// A call that did not succeed: why, and how far it came.
 pub struct Error(Box<Inner>);
 

@@ -255,7 +255,11 @@ impl Events {
                     }
                     Err(error) => {
                         self.retry.not_before(error.retry_after());
-                        return if may_pass(&error) { Ok(Event::Interrupted(error)) } else { Err(error) };
+                        return if error.kind().may_pass() {
+                            Ok(Event::Interrupted(error))
+                        } else {
+                            Err(error)
+                        };
                     }
                 }
             };
@@ -329,17 +333,6 @@ async fn subscribe(client: &Client, filter: &EventFilter, last: Option<&str>) ->
         call = call.header("Last-Event-ID", last);
     }
     client.http.subscribe(call).await
-}
-
-fn may_pass(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::Unreachable
-            | ErrorKind::Interrupted
-            | ErrorKind::NotTheRelay
-            | ErrorKind::Unavailable
-            | ErrorKind::TooManyRequests
-    )
 }
 
 /// When to come back: windows that double, and in each a moment at random, so that all who watch a relay do not come back

@@ -335,15 +335,7 @@ impl JobStream {
                 Ok(told) => return Ok(told),
                 Err(error) => error,
             };
-            let may_pass = matches!(
-                error.kind(),
-                ErrorKind::Unreachable
-                    | ErrorKind::Interrupted
-                    | ErrorKind::NotTheRelay
-                    | ErrorKind::Unavailable
-                    | ErrorKind::TooManyRequests
-                    | ErrorKind::Conflict
-            );
+            let may_pass = error.kind().may_pass() || error.kind() == ErrorKind::Conflict;
             if !may_pass || since.elapsed() + pause > RESUME {
                 self.over = true;
                 return Err(match error.kind() {
