@@ -254,17 +254,23 @@ async fn a5_what_one_device_changes_the_others_get_and_it_does_not() {
     }
 }
 
+/// Two devices that share a book with one entry.
+async fn two_that_have_ann(data: &Path, transport: Transport) -> (Relay, AddressBook, [Sharing; 2]) {
+    let relay = Relay::start(&data.join("relay")).await;
+    let book = relay.client.address_book("acme", "staff").unwrap();
+    book.edit(set("Ann", "1")).await.unwrap();
+    let one = Sharing::enrol(&relay, data, transport, "mfp-1").await;
+    let other = Sharing::enrol(&relay, data, transport, "mfp-2").await;
+    one.has(&book).await;
+    other.has(&book).await;
+    (relay, book, [one, other])
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn f33_two_devices_that_edit_at_once_both_keep_what_they_changed() {
     for transport in TRANSPORTS {
         let data = tempfile::tempdir().unwrap();
-        let relay = Relay::start(&data.path().join("relay")).await;
-        let book = relay.client.address_book("acme", "staff").unwrap();
-        book.edit(set("Ann", "1")).await.unwrap();
-        let one = Sharing::enrol(&relay, data.path(), transport, "mfp-1").await;
-        let other = Sharing::enrol(&relay, data.path(), transport, "mfp-2").await;
-        one.has(&book).await;
-        other.has(&book).await;
+        let (relay, book, [one, other]) = two_that_have_ann(data.path(), transport).await;
 
         one.offline().await;
         assert_eq!(one.set("Bob", "by one").await.unwrap(), Reported::Kept);
@@ -287,13 +293,7 @@ async fn f33_two_devices_that_edit_at_once_both_keep_what_they_changed() {
 async fn f33_of_two_changes_of_one_entry_one_stands_and_the_other_is_set_aside() {
     for transport in TRANSPORTS {
         let data = tempfile::tempdir().unwrap();
-        let relay = Relay::start(&data.path().join("relay")).await;
-        let book = relay.client.address_book("acme", "staff").unwrap();
-        book.edit(set("Ann", "1")).await.unwrap();
-        let one = Sharing::enrol(&relay, data.path(), transport, "mfp-1").await;
-        let other = Sharing::enrol(&relay, data.path(), transport, "mfp-2").await;
-        one.has(&book).await;
-        other.has(&book).await;
+        let (relay, book, [one, other]) = two_that_have_ann(data.path(), transport).await;
         one.offline().await;
         let before = one.copy().await;
         assert_eq!(one.set("Ann", "by one").await.unwrap(), Reported::Kept);
